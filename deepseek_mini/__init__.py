@@ -1,0 +1,1 @@
+"""True DeepSeek-V3 training in miniature."""

@@ -1,0 +1,400 @@
+"""Every setting of a run: dataclasses, enums and the checks across fields.
+
+This module is the schema; the yaml files under `configs/` hold only choices, and all code receives
+these dataclasses. It imports no torch, so that a mistyped key is answered at once.
+
+Keys under `model` carry the names of DeepSeek's own `config_671B.json`; the defaults are DeepSeek-V3
+(arXiv:2412.19437, section 4.2) unless a field says otherwise.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Attention(StrEnum):
+    mla = "mla"
+    mha = "mha"
+    gqa = "gqa"
+    mqa = "mqa"
+
+
+class ScoreFunction(StrEnum):
+    sigmoid = "sigmoid"
+    softmax = "softmax"
+
+
+class GroupScore(StrEnum):
+    top2 = "top2"
+    max = "max"
+
+
+class Balance(StrEnum):
+    bias = "bias"
+    aux_loss = "aux_loss"
+    none = "none"
+
+
+class Source(StrEnum):
+    python = "python"
+    text_files = "text_files"
+    wiki = "wiki"
+
+
+class Format(StrEnum):
+    auto = "auto"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class Optimizer(StrEnum):
+    adamw = "adamw"
+    muon = "muon"
+
+
+class Shape(StrEnum):
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class Recompute(StrEnum):
+    none = "none"
+    full = "full"
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cuda = "cuda"
+    cpu = "cpu"
+    mps = "mps"
+
+
+@dataclass(slots=True)
+class MoeConfig:
+    """What DeepSeek's model config lacks about the experts."""
+
+    balance: Balance = Balance.bias
+    """bias: V3's bias rule plus the sequence-wise loss; aux_loss: V2's loss alone; none: nothing."""
+    bias_update_rate: float | None = 0.001
+    """gamma of the bias rule, its peak; null takes it from the number of steps (V3: 0.001)."""
+    sequence_loss_weight: float = 1e-4
+    """alpha of V3's complementary sequence-wise loss, used with balance=bias."""
+    aux_loss_weight: float = 0.003
+    """alpha_1 of V2's expert-level loss, used with balance=aux_loss."""
+
+
+@dataclass(slots=True)
+class MtpConfig:
+    """Multi-token prediction (V3 section 2.2)."""
+
+    depth: int = 1
+    """Number of sequential MTP modules; 0 leaves them out."""
+    loss_weight: float = 0.3
+    """lambda, its peak."""
+
+
+@dataclass(slots=True)
+class ModelConfig:
+    """The architecture. Names as in DeepSeek's config_671B.json, then what that file lacks."""
+
+    vocab_size: int = 129280
+    """Rows of the embedding and of the head."""
+    dim: int = 7168
+    inter_dim: int = 18432
+    """Inner width of the dense SwiGLU layers."""
+    moe_inter_dim: int = 2048
+    """Inner width of one expert."""
+    n_layers: int = 61
+    n_dense_layers: int = 3
+    """The first layers, which have a dense MLP and no experts."""
+    n_heads: int = 128
+    n_routed_experts: int = 256
+    n_shared_experts: int = 1
+    n_activated_experts: int = 8
+    """Routed experts that each token is sent to (K_r)."""
+    n_expert_groups: int = 8
+    n_limited_groups: int = 4
+    """Groups that a token's experts may come from (M)."""
+    score_func: ScoreFunction = ScoreFunction.sigmoid
+    """sigmoid also normalises the chosen weights (V3); softmax does not (V2)."""
+    route_scale: float = 2.5
+    q_lora_rank: int = 1536
+    """Width of the query latent; 0 projects the query directly."""
+    kv_lora_rank: int = 512
+    qk_nope_head_dim: int = 128
+    qk_rope_head_dim: int = 64
+    v_head_dim: int = 128
+    """Value width per head; the head width of the mha, gqa and mqa baselines."""
+    original_seq_len: int = 4096
+    """Context of pre-training; YaRN acts when max_seq_len exceeds it."""
+    rope_theta: float = 10000.0
+    rope_factor: float = 40.0
+    beta_fast: int = 32
+    beta_slow: int = 1
+    mscale: float = 1.0
+    max_seq_len: int = 4096
+    attention: Attention = Attention.mla
+    n_kv_heads: int = 8
+    """Key and value heads of attention=gqa."""
+    group_score: GroupScore = GroupScore.top2
+    """Score of an expert group: sum of its two best biased scores (V3) or its best one (V2)."""
+    init_std: float = 0.006
+    moe: MoeConfig = field(default_factory=MoeConfig)
+    mtp: MtpConfig = field(default_factory=MtpConfig)
+
+    def __post_init__(self) -> None:
+        for key in (
+            *("vocab_size", "dim", "inter_dim", "n_layers", "n_heads", "n_kv_heads", "kv_lora_rank"),
+            *("moe_inter_dim", "n_routed_experts", "n_activated_experts", "n_expert_groups"),
+            *("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "max_seq_len", "original_seq_len"),
+        ):
+            _require(getattr(self, key) >= 1, f"model.{key}={getattr(self, key)} must be at least 1")
+        for key in ("n_shared_experts", "q_lora_rank", "n_dense_layers"):
+            _require(getattr(self, key) >= 0, f"model.{key}={getattr(self, key)} must not be negative")
+        _require(
+            self.n_dense_layers <= self.n_layers,
+            f"model.n_dense_layers={self.n_dense_layers} exceeds model.n_layers={self.n_layers}",
+        )
+        _require(
+            self.n_routed_experts % self.n_expert_groups == 0,
+            f"model.n_routed_experts={self.n_routed_experts} is not divisible by "
+            f"model.n_expert_groups={self.n_expert_groups}",
+        )
+        _require(
+            1 <= self.n_limited_groups <= self.n_expert_groups,
+            f"model.n_limited_groups={self.n_limited_groups} must lie between 1 and "
+            f"model.n_expert_groups={self.n_expert_groups}",
+        )
+        reachable = self.n_limited_groups * self.experts_per_group
+        _require(
+            self.n_activated_experts <= reachable,
+            f"model.n_activated_experts={self.n_activated_experts} exceeds the {reachable} experts of "
+            f"model.n_limited_groups={self.n_limited_groups} groups; "
+            f"set model.n_activated_experts<={reachable}",
+        )
+        _require(
+            self.group_score is GroupScore.max or self.n_expert_groups == 1 or self.experts_per_group >= 2,
+            f"model.group_score=top2 needs 2 experts per group, got {self.experts_per_group}; "
+            "lower model.n_expert_groups or set model.group_score=max",
+        )
+        _require(
+            self.qk_rope_head_dim % 2 == 0,
+            f"model.qk_rope_head_dim={self.qk_rope_head_dim} must be even: RoPE turns pairs",
+        )
+        if self.attention is not Attention.mla:
+            _require(
+                self.v_head_dim % 2 == 0,
+                f"model.v_head_dim={self.v_head_dim} must be even with model.attention={self.attention}",
+            )
+        if self.attention is Attention.gqa:
+            _require(
+                self.n_heads % self.n_kv_heads == 0,
+                f"model.n_heads={self.n_heads} is not divisible by model.n_kv_heads={self.n_kv_heads}",
+            )
+        _require(self.init_std > 0, f"model.init_std={self.init_std} must be positive")
+        _require(self.mtp.depth >= 0, f"model.mtp.depth={self.mtp.depth} must not be negative")
+
+    @property
+    def experts_per_group(self) -> int:
+        return self.n_routed_experts // self.n_expert_groups
+
+    @property
+    def qk_head_dim(self) -> int:
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def balance_loss_weight(self) -> float:
+        """alpha of the auxiliary loss that `moe.balance` asks for."""
+        return {
+            Balance.bias: self.moe.sequence_loss_weight,
+            Balance.aux_loss: self.moe.aux_loss_weight,
+            Balance.none: 0.0,
+        }[self.moe.balance]
+
+
+@dataclass(slots=True)
+class DataConfig:
+    """The corpus, its tokenizer and how it is cut into sequences."""
+
+    source: Source = Source.python
+    """python: the interpreter's standard library; text_files: data.path; wiki: the [wiki] extra."""
+    path: str | None = None
+    """Glob of UTF-8 text files, one document each, for data=text_files."""
+    tokenizer: str = "bpe"
+    """bpe (byte-level, trained on the corpus to model.vocab_size), byte, or the path of a tokenizer.json."""
+    sequence_length: int = 512
+    """Tokens per sequence."""
+    batch_size: int = 8
+    """Sequences per optimizer step, at the end of the batch-size ramp."""
+    document_mask: bool = False
+    """Attend within documents only; V3 pre-trains without (section 4.1)."""
+    validation_fraction: float = 0.02
+    """Share of the documents, chosen by their hash, that are held out."""
+    cache_dir: str | None = None
+    """Where tokenizers and token shards are kept; null is the user's cache folder."""
+
+
+@dataclass(slots=True)
+class PrecisionConfig:
+    """The arithmetic of the matrix products. Master weights are always FP32."""
+
+    format: Format = Format.auto
+    """auto: bf16 where the device has it in hardware, else fp32."""
+
+
+@dataclass(slots=True)
+class OptimizerConfig:
+    """AdamW as in V3 section 4.2, or Muon on the hidden matrices with AdamW on the rest."""
+
+    name: Optimizer = Optimizer.adamw
+    lr: float = 2.2e-4
+    """Peak learning rate."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    """On matrices, not on norms."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm."""
+    muon_lr: float = 0.02
+    """Peak learning rate of the matrices that Muon updates."""
+    muon_momentum: float = 0.95
+
+
+@dataclass(slots=True)
+class Phase:
+    """One stretch of a schedule: a multiplier on a peak value, over the fraction of the run's tokens."""
+
+    until: float = 1.0
+    """Fraction of the run's tokens at which this phase ends."""
+    value: float = 1.0
+    """Multiplier: throughout the phase if constant, else reached at its end from the previous phase's."""
+    shape: Shape = Shape.constant
+    start: float | None = None
+    """Multiplier where the phase begins, for linear and cosine; null is the previous phase's value."""
+
+
+@dataclass(slots=True)
+class ScheduleConfig:
+    """Multipliers over the fraction of tokens; the peaks live with what they scale."""
+
+    min_warmup_steps: int = 10
+    """The learning rate rises linearly for at least so many steps."""
+    warmup: float = 0.0018
+    """Fraction of the run's tokens over which the learning rate rises (V3: 2,000 steps of 14.8T tokens)."""
+    lr: list[Phase] = field(default_factory=lambda: [Phase()])
+    mtp_weight: list[Phase] = field(default_factory=lambda: [Phase()])
+    bias_rate: list[Phase] = field(default_factory=lambda: [Phase()])
+    batch_size: list[Phase] = field(default_factory=lambda: [Phase()])
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "mtp_weight", "bias_rate", "batch_size"):
+            ends = [phase.until for phase in getattr(self, name)]
+            _require(
+                bool(ends) and ends[-1] == 1.0 and [0.0, *ends] == sorted({0.0, *ends}),
+                f"schedule.{name}: the `until` of its phases must rise to 1.0, got {ends}",
+            )
+            _require(
+                all(phase.value >= 0 for phase in getattr(self, name)),
+                f"schedule.{name}: a `value` must not be negative",
+            )
+        _require(0 <= self.warmup < 1, f"schedule.warmup={self.warmup} is a fraction of the run, below 1")
+        _require(self.min_warmup_steps >= 0, f"schedule.min_warmup_steps={self.min_warmup_steps} is negative")
+
+
+@dataclass(slots=True)
+class TrainerConfig:
+    """Length of the run, what happens how often, and how a step is cut up."""
+
+    max_steps: int | None = None
+    """Optimizer steps; give this or max_tokens."""
+    max_tokens: int | None = None
+    """Tokens to train on, rounded up to a whole step."""
+    micro_batch_size: int | None = None
+    """Sequences per forward pass; null is the whole batch. It does not change the result."""
+    recompute: Recompute = Recompute.none
+    """full: keep only block inputs and run each block again in the backward pass."""
+    log_every: int = 10
+    eval_every: int = 100
+    """Steps between evaluations; the last step is always evaluated."""
+    eval_sequences: int = 32
+    """Held-out sequences per evaluation, always the same ones."""
+    sample_every: int = 100
+    """Steps between samples; 0 for none."""
+    save_every: int = 100
+    keep_checkpoints: int = 3
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.max_steps is None) != (self.max_tokens is None),
+            "trainer.max_steps and trainer.max_tokens: set exactly one of them, the other to null",
+        )
+        for key in ("max_steps", "max_tokens", "micro_batch_size"):
+            value = getattr(self, key)
+            _require(value is None or value >= 1, f"trainer.{key}={value} must be at least 1")
+        for key in ("log_every", "eval_every", "eval_sequences", "save_every", "keep_checkpoints"):
+            _require(getattr(self, key) >= 1, f"trainer.{key}={getattr(self, key)} must be at least 1")
+        _require(self.sample_every >= 0, f"trainer.sample_every={self.sample_every} must not be negative")
+
+
+@dataclass(slots=True)
+class WandbConfig:
+    """Weights & Biases; without an account it logs offline, into the run directory."""
+
+    project: str = "deepseek_mini"
+    entity: str | None = None
+    mode: str | None = None
+    """online, offline or disabled; null is online where a key is found, else offline."""
+
+
+@dataclass(slots=True)
+class TensorboardConfig:
+    """TensorBoard event files, in the run directory."""
+
+    flush_seconds: int = 30
+
+
+@dataclass(slots=True)
+class LoggerConfig:
+    """Trackers beside the console and metrics.jsonl, which are always on."""
+
+    wandb: WandbConfig | None = None
+    tensorboard: TensorboardConfig | None = None
+
+
+@dataclass(slots=True)
+class Config:
+    """A run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_steps=1000))
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    seed: int = 0
+    device: Device = Device.auto
+    run_dir: str | None = None
+    """Where the run is kept; null is a function of the overrides, so that the same command resumes."""
+    resume: str = "auto"
+    """auto: go on where the run directory stands; never: refuse a used one; or the path of a checkpoint."""
+    check: bool = False
+    """Build on meta, print parameters, FLOPs, memory and time, and stop."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.data.sequence_length <= self.model.max_seq_len,
+            f"data.sequence_length={self.data.sequence_length} exceeds "
+            f"model.max_seq_len={self.model.max_seq_len}; shorten the sequences or raise model.max_seq_len",
+        )
+        _require(
+            self.data.sequence_length > self.model.mtp.depth,
+            f"data.sequence_length={self.data.sequence_length} leaves no token to predict at "
+            f"model.mtp.depth={self.model.mtp.depth}",
+        )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
