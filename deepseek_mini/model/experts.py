@@ -1,0 +1,163 @@
+"""SwiGLU layers: the dense MLP, and the routed experts with their tokens sorted by expert.
+
+Legend: N tokens, K experts per token, S = N * K assignments in expert order, E experts, D model width,
+I inner width.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepseek_mini.config import ModelConfig
+from deepseek_mini.model.router import count_assignments
+
+
+class Mlp(nn.Module):
+    """w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, dim: int, inter_dim: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(dim, inter_dim, bias=False)
+        self.w2 = nn.Linear(inter_dim, dim, bias=False)
+        self.w3 = nn.Linear(dim, inter_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class RoutedExperts(nn.Module):
+    """All experts of a layer as three stacks; every assignment is computed, none is dropped."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        n_experts, inter_dim, dim = config.n_routed_experts, config.moe_inter_dim, config.dim
+        self.w1 = nn.Parameter(torch.empty(n_experts, inter_dim, dim))
+        self.w2 = nn.Parameter(torch.empty(n_experts, dim, inter_dim))
+        self.w3 = nn.Parameter(torch.empty(n_experts, inter_dim, dim))
+
+    def forward(self, x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor) -> Tensor:
+        """Sum over each token's experts of weight * expert(x): `[N, D]` in the dtype of the products."""
+        plan = plan_dispatch(experts_NK, len(self.w1))
+        dtype = _compute_dtype(x_ND)
+        x_SD = _Dispatch.apply(x_ND.to(dtype), plan)
+        weights_S1 = weights_NK.flatten().index_select(0, plan.order_S).unsqueeze(1).to(dtype)
+        stacks = (self.w1.to(dtype), self.w2.to(dtype), self.w3.to(dtype))
+        compute = _ExpertLoop.apply if x_ND.device.type == "cpu" else _grouped_experts
+        return _Combine.apply(compute(x_SD, weights_S1, *stacks, plan.counts_E), plan)
+
+
+class DispatchPlan(NamedTuple):
+    """The permutation between token order and expert order, and the tokens per expert."""
+
+    order_S: Tensor
+    """Assignment (token * K + rank) in each place of the expert order."""
+    place_S: Tensor
+    """Place in the expert order of each assignment: the inverse of `order_S`."""
+    counts_E: Tensor
+    n_activated: int
+
+
+def plan_dispatch(experts_NK: Tensor, n_experts: int) -> DispatchPlan:
+    """Sort the assignments by expert, keeping token order within an expert."""
+    experts_S = experts_NK.flatten()
+    order_S = experts_S.argsort(stable=True)
+    place_S = torch.empty_like(order_S).scatter_(
+        0, order_S, torch.arange(len(order_S), device=order_S.device)
+    )
+    return DispatchPlan(order_S, place_S, count_assignments(experts_S, n_experts), experts_NK.shape[1])
+
+
+class _Dispatch(torch.autograd.Function):
+    """Copy each token to its places in expert order. Forward and backward gather: nothing is scattered."""
+
+    @staticmethod
+    def forward(ctx, x_ND, plan):
+        ctx.plan = plan
+        return x_ND.index_select(0, plan.order_S // plan.n_activated)
+
+    @staticmethod
+    def backward(ctx, d_x_SD):
+        return _sum_places(d_x_SD, ctx.plan), None
+
+
+class _Combine(torch.autograd.Function):
+    """Sum each token's places: the transpose of `_Dispatch`."""
+
+    @staticmethod
+    def forward(ctx, y_SD, plan):
+        ctx.plan = plan
+        return _sum_places(y_SD, plan)
+
+    @staticmethod
+    def backward(ctx, d_y_ND):
+        return d_y_ND.index_select(0, ctx.plan.order_S // ctx.plan.n_activated), None
+
+
+def _sum_places(y_SD: Tensor, plan: DispatchPlan) -> Tensor:
+    return y_SD.index_select(0, plan.place_S).unflatten(0, (-1, plan.n_activated)).sum(1)
+
+
+def _grouped_experts(x_SD, weights_S1, w1_EID, w2_EDI, w3_EID, counts_E):
+    """One grouped matmul per stack; group sizes stay on the device."""
+    ends_E = counts_E.cumsum(0).to(torch.int32)
+    gate_SI = F.grouped_mm(x_SD, w1_EID.mT, offs=ends_E)
+    up_SI = F.grouped_mm(x_SD, w3_EID.mT, offs=ends_E)
+    return F.grouped_mm(F.silu(gate_SI) * up_SI * weights_S1, w2_EDI.mT, offs=ends_E)
+
+
+class _ExpertLoop(torch.autograd.Function):
+    """The experts one after the other, written straight into the results: the fast way on a CPU.
+
+    The gate weights multiply the narrow inner activations, which is the same as weighting the outputs.
+    """
+
+    @staticmethod
+    def forward(ctx, x_SD, weights_S1, w1_EID, w2_EDI, w3_EID, counts_E):
+        gate_SI = x_SD.new_empty(len(x_SD), w1_EID.shape[1])
+        up_SI, y_SD = torch.empty_like(gate_SI), torch.empty_like(x_SD)
+        ctx.segments = _segments(counts_E)
+        for e, s in ctx.segments:
+            torch.mm(x_SD[s], w1_EID[e].T, out=gate_SI[s])
+            torch.mm(x_SD[s], w3_EID[e].T, out=up_SI[s])
+            torch.mm(F.silu(gate_SI[s]).mul_(up_SI[s]).mul_(weights_S1[s]), w2_EDI[e].T, out=y_SD[s])
+        ctx.save_for_backward(x_SD, weights_S1, w1_EID, w2_EDI, w3_EID, gate_SI, up_SI)
+        return y_SD
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_y_SD):
+        x_SD, weights_S1, w1_EID, w2_EDI, w3_EID, gate_SI, up_SI = ctx.saved_tensors
+        d_x_SD, d_weights_S1 = torch.empty_like(x_SD), torch.empty_like(weights_S1)
+        d_w1, d_w2, d_w3 = torch.zeros_like(w1_EID), torch.zeros_like(w2_EDI), torch.zeros_like(w3_EID)
+        for e, s in ctx.segments:
+            sigmoid_SI = torch.sigmoid(gate_SI[s])
+            silu_SI = sigmoid_SI * gate_SI[s]
+            inner_SI = silu_SI * up_SI[s]
+            torch.mm(d_y_SD[s].T, inner_SI * weights_S1[s], out=d_w2[e])
+            d_inner_SI = d_y_SD[s] @ w2_EDI[e]
+            torch.sum(d_inner_SI * inner_SI, 1, keepdim=True, out=d_weights_S1[s])
+            d_inner_SI *= weights_S1[s]
+            d_up_SI = d_inner_SI * silu_SI
+            slope_SI = silu_SI.neg_().add_(gate_SI[s]).add_(1).mul_(sigmoid_SI)
+            d_gate_SI = d_inner_SI.mul_(up_SI[s]).mul_(slope_SI)
+            torch.mm(d_gate_SI.T, x_SD[s], out=d_w1[e])
+            torch.mm(d_up_SI.T, x_SD[s], out=d_w3[e])
+            torch.mm(d_gate_SI, w1_EID[e], out=d_x_SD[s])
+            d_x_SD[s].addmm_(d_up_SI, w3_EID[e])
+        return d_x_SD, d_weights_S1, d_w1, d_w2, d_w3, None
+
+
+def _segments(counts_E: Tensor) -> list[tuple[int, slice]]:
+    """Rows of each expert that has any, in expert order."""
+    ends = counts_E.cumsum(0).tolist()
+    starts = [0, *ends[:-1]]
+    return [
+        (e, slice(start, end)) for e, (start, end) in enumerate(zip(starts, ends, strict=True)) if end > start
+    ]
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -1,0 +1,78 @@
+"""Cross-entropy of a linear head that never holds the logits of all tokens at once.
+
+Legend: N tokens, C tokens of one chunk, D model width, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 22
+"""Logits per chunk: 16 MiB in float32."""
+
+
+def linear_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, ignore: int = -100) -> Tensor:
+    """Sum over tokens of -log softmax(hidden head^T)[target], a scalar in float32 at least.
+
+    Targets equal to `ignore` add nothing. The gradients are formed chunk by chunk in the forward pass, so
+    the logits exist once and are gone before the backward pass.
+    """
+    device = hidden_ND.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden_ND, head_VD = hidden_ND.to(dtype), head_VD.to(dtype)
+    return _LinearCrossEntropy.apply(hidden_ND, head_VD, targets_N, ignore, torch.is_grad_enabled())
+
+
+@torch.no_grad()
+def token_losses(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """-log softmax(hidden head^T)[target] of each token, `[N]` in float32 at least; no gradient."""
+    chunks = zip(_chunks(hidden_ND, head_VD), _chunks(targets_N, head_VD), strict=True)
+    return torch.cat([F.cross_entropy(_logits(h, head_VD), t, reduction="none") for h, t in chunks])
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_ND, head_VD, targets_N, ignore, with_gradient):
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+        total = torch.zeros((), dtype=wide, device=hidden_ND.device)
+        d_hidden = torch.empty_like(hidden_ND) if with_gradient else None
+        d_head = torch.zeros_like(head_VD, dtype=wide) if with_gradient else None
+        row = 0
+        chunks = zip(_chunks(hidden_ND, head_VD), _chunks(targets_N, head_VD), strict=True)
+        for hidden_CD, targets_C in chunks:
+            logits_CV = _logits(hidden_CD, head_VD)
+            valid_C1 = (targets_C != ignore).unsqueeze(1)
+            targets_C1 = targets_C.unsqueeze(1).where(valid_C1, 0)
+            lse_C1 = logits_CV.logsumexp(-1, keepdim=True)
+            total += ((lse_C1 - logits_CV.gather(1, targets_C1)) * valid_C1).sum()
+            if d_hidden is None or d_head is None:
+                continue
+            d_logits_CV = logits_CV.sub_(lse_C1).exp_()
+            d_logits_CV.scatter_add_(1, targets_C1, -torch.ones_like(lse_C1)).mul_(valid_C1)
+            d_logits_CV = d_logits_CV.to(hidden_CD.dtype)
+            torch.mm(d_logits_CV, head_VD, out=d_hidden[row : row + len(hidden_CD)])
+            if d_head.dtype == d_logits_CV.dtype:
+                d_head.addmm_(d_logits_CV.T, hidden_CD)
+            else:
+                d_head += d_logits_CV.T @ hidden_CD
+            row += len(hidden_CD)
+        ctx.save_for_backward(d_hidden, d_head)
+        ctx.head_dtype = head_VD.dtype
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_total):
+        d_hidden, d_head = ctx.saved_tensors
+        d_hidden = d_hidden * d_total.to(d_hidden.dtype)
+        return d_hidden, (d_head * d_total).to(ctx.head_dtype), None, None, None
+
+
+def _chunks(x_N: Tensor, head_VD: Tensor) -> tuple[Tensor, ...]:
+    return x_N.split(max(CHUNK_ELEMENTS // len(head_VD), 16))
+
+
+def _logits(hidden_CD: Tensor, head_VD: Tensor) -> Tensor:
+    logits_CV = hidden_CD @ head_VD.T
+    return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))

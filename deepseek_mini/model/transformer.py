@@ -1,0 +1,174 @@
+"""The whole model: embedding, blocks, head, and the multi-token prediction modules behind them.
+
+Legend: B rows, S = T + 1 tokens of a row, T positions, U = T - k positions of depth k, D model width,
+P rotated pairs, V vocabulary, L layers with experts (the main model's, then MTP's), E experts.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from deepseek_mini.config import ModelConfig
+from deepseek_mini.model.block import Block, dense_block, moe_block
+from deepseek_mini.model.experts import RoutedExperts
+from deepseek_mini.model.loss import linear_cross_entropy
+from deepseek_mini.model.moe import MoE, MoeStats
+from deepseek_mini.model.mtp import IGNORE, MtpModule, mtp_targets, same_document
+from deepseek_mini.model.norm import RMSNorm
+from deepseek_mini.model.rope import rotation_table
+from deepseek_mini.model.router import Gate
+
+
+@dataclass(slots=True)
+class Losses:
+    """Sums over a micro-batch; the step divides them by its own counts."""
+
+    main_sum: Tensor
+    """Cross-entropy of the next token, summed over all positions."""
+    mtp_sums: list[Tensor]
+    """For each depth the cross-entropy, summed over that depth's valid positions."""
+    balance_sum: Tensor
+    """Sequence-wise balance loss, summed over rows and layers, without its factor."""
+    counts_LE: Tensor
+    """int64 tokens per layer and expert."""
+
+
+class Transformer(nn.Module):
+    """DeepSeek-V3. Parameters carry the names of DeepSeek's released inference code."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(
+            dense_block(config) if i < config.n_dense_layers else moe_block(config)
+            for i in range(config.n_layers)
+        )
+        self.norm = RMSNorm(config.dim)
+        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.mtp = nn.ModuleList(MtpModule(config) for _ in range(config.mtp.depth))
+        self.config = config
+        self.call_block: Callable = _call
+
+    def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """Next-token logits `[B, T, V]`. With `documents_BT`, tokens attend within their document only."""
+        hidden_BTD, _ = self.trunk(tokens_BT, documents_BT)
+        return self.head(self.norm(hidden_BTD)).float()
+
+    def trunk(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> tuple[Tensor, list[MoeStats]]:
+        """Hidden states `[B, T, D]` before the final norm, and the balance statistics of each MoE layer."""
+        rotation = self._rotation(tokens_BT)
+        hidden_BTD, stats = self.embed(tokens_BT), []
+        for layer in self.layers:
+            hidden_BTD, layer_stats = self.call_block(layer, hidden_BTD, *rotation, documents_BT)
+            stats += [layer_stats] if layer_stats else []
+        return hidden_BTD, stats
+
+    def losses(self, tokens_BS: Tensor, documents_BS: Tensor, document_mask: bool = False) -> Losses:
+        """Next-token and multi-token losses of packed rows.
+
+        `documents_BS` numbers the documents of each row. MTP never looks across them; attention does,
+        as in V3's pre-training, unless `document_mask` is set.
+        """
+        tokens_BT = tokens_BS[:, :-1]
+        attended_BT = documents_BS[:, :-1] if document_mask else None
+        hidden_BTD, stats = self.trunk(tokens_BT, attended_BT)
+        main_sum = self.head_loss(self.norm, hidden_BTD, tokens_BS[:, 1:])
+        mtp_sums = []
+        for depth, hidden_BUD, mtp_stats in self._mtp_states(
+            hidden_BTD, tokens_BT, documents_BS, attended_BT
+        ):
+            norm = self.mtp[depth - 1].norm
+            mtp_sums.append(self.head_loss(norm, hidden_BUD, mtp_targets(tokens_BS, documents_BS, depth)))
+            stats.append(mtp_stats)
+        return Losses(main_sum, mtp_sums, *_gather(stats, main_sum))
+
+    def head_loss(self, norm: nn.Module, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        """Summed cross-entropy of the shared head behind `norm`."""
+        return linear_cross_entropy(
+            norm(hidden_BTD).flatten(0, 1), self.head.weight, targets_BT.flatten(), IGNORE
+        )
+
+    def _mtp_states(
+        self, hidden_BTD: Tensor, tokens_BT: Tensor, documents_BS: Tensor, attended_BT: Tensor | None
+    ) -> Iterator[tuple[int, Tensor, MoeStats]]:
+        """Hidden states `[B, T - k, D]` of each depth k, at the positions of their anchor tokens."""
+        for depth, module in enumerate(self.mtp, start=1):
+            length = tokens_BT.shape[1] - depth
+            inside_BU1 = same_document(documents_BS, depth, length).unsqueeze(-1)
+            embedding_BUD = self.embed(tokens_BT[:, depth:]) * inside_BU1
+            x_BUD = module.combine(embedding_BUD, hidden_BTD[:, :length])
+            rotation = self._rotation(tokens_BT[:, :length])
+            documents_BU = None if attended_BT is None else attended_BT[:, :length]
+            hidden_BTD, stats = self.call_block(module.block, x_BUD, *rotation, documents_BU)
+            yield depth, hidden_BTD, stats
+
+    def _rotation(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+        rope_dim = self.layers[0].attn.rope_dim
+        return rotation_table(self.config, rope_dim, tokens_BT.shape[1], tokens_BT.device)
+
+    def gates(self) -> list[Gate]:
+        """The gates in the order of `Losses.counts_LE`."""
+        blocks = [*self.layers, *(module.block for module in self.mtp)]
+        return [block.ffn.gate for block in blocks if isinstance(block.ffn, MoE)]
+
+
+def _call(block: Block, *args: Tensor | None) -> tuple[Tensor, MoeStats | None]:
+    return block(*args)
+
+
+def recompute_blocks(model: Transformer) -> None:
+    """Keep only the blocks' inputs and run each block again in the backward pass."""
+    model.call_block = partial(checkpoint, use_reentrant=False)
+
+
+def _gather(stats: list[MoeStats], like: Tensor) -> tuple[Tensor, Tensor]:
+    if not stats:
+        return like.new_zeros(()), torch.zeros(0, 0, dtype=torch.int64, device=like.device)
+    return sum(s.balance_loss_B.sum() for s in stats), torch.stack([s.counts_E for s in stats])
+
+
+def build_model(config: ModelConfig, device: torch.device, seed: int) -> Transformer:
+    """An initialised float32 model on `device`."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    model.to_empty(device=device)
+    init_parameters(model, config.init_std, seed)
+    return model
+
+
+@torch.no_grad()
+def init_parameters(model: Transformer, std: float, seed: int) -> None:
+    """Initialise everything.
+
+    ==========================  ===========================================
+    norm weights                1
+    gate biases                 0
+    every other parameter       normal(0, `std`): V3 section 4.2 has 0.006
+    ==========================  ===========================================
+
+    Each parameter, and each expert of a stack, draws from a generator of its own, seeded by
+    hash(seed, name): a change to one part of the model leaves the start of all others as it was.
+    """
+    for gate in model.gates():
+        if gate.bias is not None:
+            gate.bias.zero_()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(module_name, recurse=False):
+            if isinstance(module, RMSNorm):
+                parameter.fill_(1.0)
+            elif isinstance(module, RoutedExperts):
+                for expert, matrix in enumerate(parameter):
+                    _fill_normal(matrix, std, seed, f"{name}.{expert}")
+            else:
+                _fill_normal(parameter, std, seed, name)
+
+
+def _fill_normal(parameter: Tensor, std: float, seed: int, name: str) -> None:
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
