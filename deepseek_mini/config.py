@@ -256,8 +256,6 @@ class OptimizerConfig:
     """On matrices, not on norms."""
     clip_norm: float = 1.0
     """Largest global gradient norm."""
-    muon_lr: float = 0.02
-    """Peak learning rate of the matrices that Muon updates."""
     muon_momentum: float = 0.95
 
 

@@ -63,9 +63,8 @@ def plan_dispatch(experts_NK: Tensor, n_experts: int) -> DispatchPlan:
     """Sort the assignments by expert, keeping token order within an expert."""
     experts_S = experts_NK.flatten()
     order_S = experts_S.argsort(stable=True)
-    place_S = torch.empty_like(order_S).scatter_(
-        0, order_S, torch.arange(len(order_S), device=order_S.device)
-    )
+    places_S = torch.arange(len(order_S), device=order_S.device)
+    place_S = torch.empty_like(order_S).scatter_(0, order_S, places_S)
     return DispatchPlan(order_S, place_S, count_assignments(experts_S, n_experts), experts_NK.shape[1])
 
 
@@ -152,10 +151,8 @@ class _ExpertLoop(torch.autograd.Function):
 def _segments(counts_E: Tensor) -> list[tuple[int, slice]]:
     """Rows of each expert that has any, in expert order."""
     ends = counts_E.cumsum(0).tolist()
-    starts = [0, *ends[:-1]]
-    return [
-        (e, slice(start, end)) for e, (start, end) in enumerate(zip(starts, ends, strict=True)) if end > start
-    ]
+    segments = enumerate(map(slice, [0, *ends[:-1]], ends))
+    return [(e, s) for e, s in segments if s.stop > s.start]
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

@@ -31,11 +31,8 @@ class MoE(nn.Module):
         super().__init__()
         self.gate = Gate(config)
         self.experts = RoutedExperts(config)
-        self.shared_experts = (
-            Mlp(config.dim, config.n_shared_experts * config.moe_inter_dim)
-            if config.n_shared_experts
-            else None
-        )
+        shared_dim = config.n_shared_experts * config.moe_inter_dim
+        self.shared_experts = Mlp(config.dim, shared_dim) if shared_dim else None
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, MoeStats]:
         x_ND = x_BTD.flatten(0, 1)

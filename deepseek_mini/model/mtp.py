@@ -42,7 +42,7 @@ def same_document(documents_BS: Tensor, offset: int, length: int) -> Tensor:
 
 
 def mtp_targets(tokens_BS: Tensor, documents_BS: Tensor, depth: int) -> Tensor:
-    """Labels t_{i+k+1} of depth k, `[B, T - k]`; IGNORE where the label is in another document than token i."""
+    """Labels t_{i+k+1} of depth k, `[B, T - k]`; IGNORE where another document than token i's has them."""
     length = tokens_BS.shape[1] - 1 - depth
     labels_BU = tokens_BS[:, depth + 1 :]
     return labels_BU.masked_fill(~same_document(documents_BS, depth + 1, length), IGNORE)

@@ -5,9 +5,10 @@ P rotated pairs, V vocabulary, L layers with experts (the main model's, then MTP
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,14 @@ class Losses:
     """int64 tokens per layer and expert."""
 
 
+class Prediction(NamedTuple):
+    """Normed hidden states for the head, and the token that each should predict."""
+
+    hidden_BUD: Tensor
+    targets_BU: Tensor
+    """int64; IGNORE where there is none."""
+
+
 class Transformer(nn.Module):
     """DeepSeek-V3. Parameters carry the names of DeepSeek's released inference code."""
 
@@ -57,7 +66,8 @@ class Transformer(nn.Module):
     def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """Next-token logits `[B, T, V]`. With `documents_BT`, tokens attend within their document only."""
         hidden_BTD, _ = self.trunk(tokens_BT, documents_BT)
-        return self.head(self.norm(hidden_BTD)).float()
+        logits_BTV = self.head(self.norm(hidden_BTD))
+        return logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
 
     def trunk(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> tuple[Tensor, list[MoeStats]]:
         """Hidden states `[B, T, D]` before the final norm, and the balance statistics of each MoE layer."""
@@ -68,8 +78,10 @@ class Transformer(nn.Module):
             stats += [layer_stats] if layer_stats else []
         return hidden_BTD, stats
 
-    def losses(self, tokens_BS: Tensor, documents_BS: Tensor, document_mask: bool = False) -> Losses:
-        """Next-token and multi-token losses of packed rows.
+    def predict(
+        self, tokens_BS: Tensor, documents_BS: Tensor, document_mask: bool = False
+    ) -> tuple[list[Prediction], list[MoeStats]]:
+        """What the head has to predict from packed rows: the next token, then each MTP depth's.
 
         `documents_BS` numbers the documents of each row. MTP never looks across them; attention does,
         as in V3's pre-training, unless `document_mask` is set.
@@ -77,35 +89,28 @@ class Transformer(nn.Module):
         tokens_BT = tokens_BS[:, :-1]
         attended_BT = documents_BS[:, :-1] if document_mask else None
         hidden_BTD, stats = self.trunk(tokens_BT, attended_BT)
-        main_sum = self.head_loss(self.norm, hidden_BTD, tokens_BS[:, 1:])
-        mtp_sums = []
-        for depth, hidden_BUD, mtp_stats in self._mtp_states(
-            hidden_BTD, tokens_BT, documents_BS, attended_BT
-        ):
-            norm = self.mtp[depth - 1].norm
-            mtp_sums.append(self.head_loss(norm, hidden_BUD, mtp_targets(tokens_BS, documents_BS, depth)))
-            stats.append(mtp_stats)
-        return Losses(main_sum, mtp_sums, *_gather(stats, main_sum))
-
-    def head_loss(self, norm: nn.Module, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """Summed cross-entropy of the shared head behind `norm`."""
-        return linear_cross_entropy(
-            norm(hidden_BTD).flatten(0, 1), self.head.weight, targets_BT.flatten(), IGNORE
-        )
-
-    def _mtp_states(
-        self, hidden_BTD: Tensor, tokens_BT: Tensor, documents_BS: Tensor, attended_BT: Tensor | None
-    ) -> Iterator[tuple[int, Tensor, MoeStats]]:
-        """Hidden states `[B, T - k, D]` of each depth k, at the positions of their anchor tokens."""
+        predictions = [Prediction(self.norm(hidden_BTD), tokens_BS[:, 1:])]
         for depth, module in enumerate(self.mtp, start=1):
             length = tokens_BT.shape[1] - depth
             inside_BU1 = same_document(documents_BS, depth, length).unsqueeze(-1)
-            embedding_BUD = self.embed(tokens_BT[:, depth:]) * inside_BU1
-            x_BUD = module.combine(embedding_BUD, hidden_BTD[:, :length])
+            x_BUD = module.combine(self.embed(tokens_BT[:, depth:]) * inside_BU1, hidden_BTD[:, :length])
             rotation = self._rotation(tokens_BT[:, :length])
-            documents_BU = None if attended_BT is None else attended_BT[:, :length]
-            hidden_BTD, stats = self.call_block(module.block, x_BUD, *rotation, documents_BU)
-            yield depth, hidden_BTD, stats
+            attended_BU = None if attended_BT is None else attended_BT[:, :length]
+            hidden_BTD, depth_stats = self.call_block(module.block, x_BUD, *rotation, attended_BU)
+            stats.append(depth_stats)
+            targets_BU = mtp_targets(tokens_BS, documents_BS, depth)
+            predictions.append(Prediction(module.norm(hidden_BTD), targets_BU))
+        return predictions, stats
+
+    def losses(self, tokens_BS: Tensor, documents_BS: Tensor, document_mask: bool = False) -> Losses:
+        """Summed next-token, multi-token and balance losses of packed rows; arguments as for `predict`."""
+        predictions, stats = self.predict(tokens_BS, documents_BS, document_mask)
+        main_sum, *mtp_sums = (
+            linear_cross_entropy(p.hidden_BUD.flatten(0, 1), self.head.weight, p.targets_BU.flatten(), IGNORE)
+            for p in predictions
+        )
+        balance_sum = torch.stack([main_sum.new_zeros(()), *(s.balance_loss_B.sum() for s in stats)]).sum()
+        return Losses(main_sum, mtp_sums, balance_sum, stack_counts(stats))
 
     def _rotation(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
         rope_dim = self.layers[0].attn.rope_dim
@@ -126,10 +131,9 @@ def recompute_blocks(model: Transformer) -> None:
     model.call_block = partial(checkpoint, use_reentrant=False)
 
 
-def _gather(stats: list[MoeStats], like: Tensor) -> tuple[Tensor, Tensor]:
-    if not stats:
-        return like.new_zeros(()), torch.zeros(0, 0, dtype=torch.int64, device=like.device)
-    return sum(s.balance_loss_B.sum() for s in stats), torch.stack([s.counts_E for s in stats])
+def stack_counts(stats: list[MoeStats]) -> Tensor:
+    """int64 `[L, E]`; empty for a model without experts."""
+    return torch.stack([s.counts_E for s in stats]) if stats else torch.zeros(0, 0, dtype=torch.int64)
 
 
 def build_model(config: ModelConfig, device: torch.device, seed: int) -> Transformer:
