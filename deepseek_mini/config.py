@@ -228,7 +228,7 @@ class DataConfig:
     """Sequences per optimizer step, at the end of the batch-size ramp."""
     document_mask: bool = False
     """Attend within documents only; V3 pre-trains without (section 4.1)."""
-    validation_fraction: float = 0.02
+    validation_fraction: float = 0.05
     """Share of the documents, chosen by their hash, that are held out."""
     cache_dir: str | None = None
     """Where tokenizers and token shards are kept; null is the user's cache folder."""
@@ -278,7 +278,7 @@ class ScheduleConfig:
 
     min_warmup_steps: int = 10
     """The learning rate rises linearly for at least so many steps."""
-    warmup: float = 0.0018
+    warmup: float = 0.0017
     """Fraction of the run's tokens over which the learning rate rises (V3: 2,000 steps of 14.8T tokens)."""
     lr: list[Phase] = field(default_factory=lambda: [Phase()])
     mtp_weight: list[Phase] = field(default_factory=lambda: [Phase()])

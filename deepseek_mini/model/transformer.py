@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ class Transformer(nn.Module):
         attended_BT = documents_BS[:, :-1] if document_mask else None
         hidden_BTD, stats = self.trunk(tokens_BT, attended_BT)
         predictions = [Prediction(self.norm(hidden_BTD), tokens_BS[:, 1:])]
-        for depth, module in enumerate(self.mtp, start=1):
+        for depth, module in enumerate(self.mtp_modules(), start=1):
             length = tokens_BT.shape[1] - depth
             inside_BU1 = same_document(documents_BS, depth, length).unsqueeze(-1)
             x_BUD = module.combine(self.embed(tokens_BT[:, depth:]) * inside_BU1, hidden_BTD[:, :length])
@@ -113,13 +113,19 @@ class Transformer(nn.Module):
         return Losses(main_sum, mtp_sums, balance_sum, stack_counts(stats))
 
     def _rotation(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
-        rope_dim = self.layers[0].attn.rope_dim
+        rope_dim = self.blocks()[0].attn.rope_dim
         return rotation_table(self.config, rope_dim, tokens_BT.shape[1], tokens_BT.device)
+
+    def mtp_modules(self) -> list[MtpModule]:
+        return cast(list[MtpModule], list(self.mtp))
+
+    def blocks(self) -> list[Block]:
+        """The main model's blocks, then MTP's."""
+        return cast(list[Block], list(self.layers)) + [module.block for module in self.mtp_modules()]
 
     def gates(self) -> list[Gate]:
         """The gates in the order of `Losses.counts_LE`."""
-        blocks = [*self.layers, *(module.block for module in self.mtp)]
-        return [block.ffn.gate for block in blocks if isinstance(block.ffn, MoE)]
+        return [block.ffn.gate for block in self.blocks() if isinstance(block.ffn, MoE)]
 
 
 def _call(block: Block, *args: Tensor | None) -> tuple[Tensor, MoeStats | None]:

@@ -1,0 +1,198 @@
+"""What a run would take, before it starts: parameters, FLOPs, memory and time, for `check=true`.
+
+Parameters and FLOPs are exact. Memory and time are estimates, and the text says what they assume.
+"""
+
+import torch
+
+from deepseek_mini.config import Attention, Config, ModelConfig, Recompute
+from deepseek_mini.cost.flops import (
+    count_active_parameters,
+    count_parameters,
+    flops_by_convention,
+    flops_per_token,
+    mtp_params,
+    total_params,
+)
+from deepseek_mini.cost.hardware import (
+    Peak,
+    choose_device,
+    choose_precision,
+    device_name,
+    matmul_peak,
+    total_memory,
+)
+from deepseek_mini.model.transformer import Transformer
+from deepseek_mini.optim.schedule import total_tokens
+
+ASSUMED_MFU = {"cpu": 0.35, "cuda": 0.25}
+"""CPU: of the order of this package's own runs. GPU: the median of published MoE runs on H100-class GPUs."""
+
+
+def build_on_meta(config: ModelConfig) -> Transformer:
+    """The real model without memory: shapes only."""
+    with torch.device("meta"):
+        return Transformer(config)
+
+
+def describe_run(config: Config) -> str:
+    """What `check=true` prints: device, parameters by component, FLOPs per token, memory and time.
+
+    Builds the real modules without memory and asserts that the counts are theirs. Raises ValueError where the
+    device asked for is absent.
+    """
+    device, device_reason = choose_device(config.device)
+    dtype, dtype_reason = choose_precision(device, config.precision.format)
+    _assert_counts(config.model)
+    lines = [
+        f"device      {device_name(device)} ({device.type}: {device_reason})",
+        f"precision   {_short(dtype)} ({dtype_reason})",
+        "",
+        *_parameter_lines(config.model),
+        "",
+        *_flops_lines(config),
+        "",
+        *_memory_lines(config, device, dtype),
+        "",
+        _time_line(config, device, matmul_peak(device, dtype)),
+    ]
+    return "\n".join(lines)
+
+
+def estimate_memory(config: Config, dtype: torch.dtype) -> dict[str, int]:
+    """Bytes of one training step, by what holds them.
+
+    Weights, gradients and AdamW's two moments are FP32 (Muon keeps one moment, so this is too much for it);
+    BF16 adds a copy of the weights. Activations are what the backward pass needs, counted from the forward
+    pass of `deepseek_mini.model` to within a quarter. Not counted: buffers that live for one operation, the
+    allocator's slack, the data, and the interpreter with its libraries.
+    """
+    n_parameters = total_params(config.model) + mtp_params(config.model)
+    memory = {
+        "weights": 4 * n_parameters,
+        "gradients": 4 * n_parameters,
+        "optimizer moments": 8 * n_parameters,
+        "activations": _activation_bytes(config, dtype),
+    }
+    if dtype is torch.bfloat16:
+        memory["weights in BF16"] = 2 * n_parameters
+    return memory
+
+
+def estimate_seconds(config: Config, device: torch.device, peak: Peak) -> float | None:
+    """Seconds of the optimizer steps of the whole run at the assumed MFU; None if the peak is not known."""
+    if peak.flops_per_second is None:
+        return None
+    flops = total_tokens(config) * flops_per_token(config.model, config.data.sequence_length, mtp=True)
+    return flops / (peak.flops_per_second * ASSUMED_MFU[device.type])
+
+
+def _assert_counts(config: ModelConfig) -> None:
+    sizes = {name: tensor.numel() for name, tensor in build_on_meta(config).state_dict().items()}
+    mtp = sum(n for name, n in sizes.items() if name.startswith("mtp."))
+    built = (sum(sizes.values()) - mtp, mtp)
+    assert built == (total_params(config), mtp_params(config)), f"the built model has {built} parameters"
+
+
+def _activation_bytes(config: Config, dtype: torch.dtype) -> int:
+    """Bytes kept from the forward to the backward pass of one micro-batch.
+
+    Each head keeps the gradients of its input and weight, which it forms in the forward pass.
+    """
+    model = config.model
+    sequences = config.trainer.micro_batch_size or config.data.batch_size
+    tokens = sequences * config.data.sequence_length
+    n_moe = model.n_layers - model.n_dense_layers + model.mtp.depth
+    dense = _dense_activations(model)
+    moe = _moe_activations(model)
+    wide, narrow = 4, dtype.itemsize
+
+    def size(elements: tuple[int, int]) -> int:
+        return wide * elements[0] + narrow * elements[1]
+
+    n_heads = 1 + model.mtp.depth
+    outputs = n_heads * (tokens * narrow * model.dim + wide * model.vocab_size * model.dim)
+    if config.trainer.recompute is Recompute.full:
+        inputs = (model.n_layers + model.mtp.depth) * wide * model.dim
+        return outputs + tokens * (inputs + max(size(dense), size(moe)))
+    return outputs + tokens * (model.n_dense_layers * size(dense) + n_moe * size(moe))
+
+
+def _dense_activations(config: ModelConfig) -> tuple[int, int]:
+    """Elements per token a dense block keeps: in FP32 around the norms, and in the dtype of the products."""
+    wide, narrow = _attention_activations(config)
+    return wide + 2 * config.dim, narrow + config.dim + 4 * config.inter_dim
+
+
+def _moe_activations(config: ModelConfig) -> tuple[int, int]:
+    """As `_dense_activations`; each expert that a token visits keeps its input and inner activations."""
+    wide, narrow = _attention_activations(config)
+    routed = config.n_activated_experts * (config.dim + 2 * config.moe_inter_dim)
+    shared = 4 * config.n_shared_experts * config.moe_inter_dim
+    gate = 4 * config.n_routed_experts
+    return wide + 2 * config.dim + gate, narrow + config.dim + routed + shared
+
+
+def _attention_activations(config: ModelConfig) -> tuple[int, int]:
+    heads = config.n_heads
+    if config.attention is not Attention.mla:
+        return 2 * config.dim, config.dim + 5 * heads * config.v_head_dim
+    latents = config.q_lora_rank + config.kv_lora_rank
+    query_key_value_out = heads * (2 * config.qk_head_dim + 3 * config.v_head_dim)
+    return 2 * config.dim + 2 * latents, config.dim + latents + config.qk_rope_head_dim + query_key_value_out
+
+
+def _parameter_lines(config: ModelConfig) -> list[str]:
+    total, active = count_parameters(config), count_active_parameters(config)
+    rows = [(name, total[name], active[name]) for name in total]
+    rows.append(("total", sum(total.values()), sum(active.values())))
+    lines = [f"{'parameters':<18}{'total':>20}{'active per token':>20}"]
+    lines += [f"  {name:<16}{n:>20,}{n_active:>20,}" for name, n, n_active in rows]
+    lines.append(f"  {'MTP, apart':<16}{mtp_params(config):>20,}")
+    return lines
+
+
+def _flops_lines(config: Config) -> list[str]:
+    length = config.data.sequence_length
+    flops = flops_by_convention(config.model, length)
+    lines = [f"FLOPs per token of training, at {length} tokens (embedding out, head in)"]
+    return lines + [f"  {name.replace('_', ' '):<24}{n / 1e9:>14,.3f} G" for name, n in flops.items()]
+
+
+def _memory_lines(config: Config, device: torch.device, dtype: torch.dtype) -> list[str]:
+    memory = estimate_memory(config, dtype)
+    sequences = config.trainer.micro_batch_size or config.data.batch_size
+    lines = [f"memory of a step, estimated ({sequences} x {config.data.sequence_length} tokens per pass)"]
+    lines += [f"  {name:<24}{n / 2**30:>14,.2f} GiB" for name, n in memory.items()]
+    lines.append(f"  {'sum':<24}{sum(memory.values()) / 2**30:>14,.2f} GiB")
+    available = total_memory(device)
+    if available is not None:
+        lines.append(f"  {'this device has':<24}{available / 2**30:>14,.2f} GiB")
+    return lines
+
+
+def _time_line(config: Config, device: torch.device, peak: Peak) -> str:
+    tokens = total_tokens(config)
+    seconds = estimate_seconds(config, device, peak)
+    if seconds is None or peak.flops_per_second is None:
+        return f"time        n/a for {tokens:,} tokens: no matmul peak ({peak.source})"
+    tflops = peak.flops_per_second / 1e12
+    return (
+        f"time        about {_duration(seconds)} for {tokens:,} tokens, assuming an MFU of "
+        f"{ASSUMED_MFU[device.type]:.0%} of {tflops:,.3g} TFLOP/s ({peak.source});\n"
+        "            start-up, evaluation and checkpoints come on top"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 72 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:,.0f} days"
+
+
+def _short(dtype: torch.dtype) -> str:
+    return {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]

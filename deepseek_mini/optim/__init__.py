@@ -1,0 +1,1 @@
+"""Optimizers, and everything that changes over a run."""

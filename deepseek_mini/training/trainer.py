@@ -1,0 +1,258 @@
+"""The training loop: builds the parts from the config, then steps, saves, evaluates, samples and logs."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepseek_mini import run_files
+from deepseek_mini.config import Config, Recompute
+from deepseek_mini.cost.estimate import describe_run
+from deepseek_mini.cost.flops import flops_per_token
+from deepseek_mini.cost.hardware import choose_device, choose_precision, device_name, matmul_peak
+from deepseek_mini.cost.meter import Meter
+from deepseek_mini.data import Loader, build_data
+from deepseek_mini.inference.generate import generate
+from deepseek_mini.model.transformer import build_model, recompute_blocks
+from deepseek_mini.optim.build import build_optimizers
+from deepseek_mini.optim.schedule import StepPlan, plan_run
+from deepseek_mini.tracking import announce, build_trackers
+from deepseek_mini.training.balance import balance_metrics
+from deepseek_mini.training.checkpoint import RunState, load_checkpoint, save_checkpoint
+from deepseek_mini.training.evaluation import evaluate
+from deepseek_mini.training.guards import NonFinite, StopRequest
+from deepseek_mini.training.report import make_header, make_summary, peak_memory_gib
+from deepseek_mini.training.resume import find_checkpoint
+from deepseek_mini.training.setup import keep_freed_memory, make_deterministic
+from deepseek_mini.training.step import StepResult, train_step
+
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+SAMPLE_TOKENS = 48
+SAMPLE_TEMPERATURE = 0.8
+
+
+def run(config: Config, run_dir: Path, overrides: list[str]) -> int:
+    """Train, or go on with a run; returns the exit code.
+
+    Raises ValueError for what the user can mend: data, a foreign or damaged checkpoint, a used directory.
+    """
+    if config.check:
+        announce(describe_run(config))
+        return DONE
+    checkpoint = find_checkpoint(config, run_dir)
+    run_files.claim(run_dir, config, overrides)
+    if run_files.is_finished(run_dir):
+        announce(
+            f"{run_dir} is finished: see {run_dir / run_files.SUMMARY}; another seed= starts another run"
+        )
+        return DONE
+    device, _ = choose_device(config.device)
+    with Meter(run_dir / run_files.LEDGER, device_name(device)) as meter:
+        return Trainer(config, run_dir, meter, checkpoint).train()
+
+
+class Trainer:
+    """A run and its parts. `train` is the loop; each of its lines is one method."""
+
+    def __init__(self, config: Config, run_dir: Path, meter: Meter, checkpoint: Path | None) -> None:
+        self.config, self.run_dir, self.meter = config, run_dir, meter
+        self.device, device_reason = choose_device(config.device)
+        dtype, precision_reason = choose_precision(self.device, config.precision.format)
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
+        make_deterministic(self.device)
+        keep_freed_memory()
+        self.plans = plan_run(config)
+        self.data = build_data(config.data, config.model.vocab_size, config.seed, announce)
+        self.data.tokenizer.save(run_dir / run_files.TOKENIZER)
+        self.model = build_model(config.model, self.device, config.seed)
+        if config.trainer.recompute is Recompute.full:
+            recompute_blocks(self.model)
+        self.optimizers = build_optimizers(self.model, config.optimizer)
+        self.state = RunState(0, 0, self.data.corpus_hash)
+        self.saved_step = 0
+        if checkpoint is not None:
+            self.restore(checkpoint)
+        meter.start_at(self.state.step)
+
+        self.peak = matmul_peak(self.device, dtype)
+        self.flops_per_token = flops_per_token(
+            config.model, config.data.sequence_length, mtp=config.model.mtp.depth > 0
+        )
+        header = make_header(self, device_reason, precision_reason)
+        self.trackers = build_trackers(config, run_dir, header, meter.attempt)
+        self.step_rates: list[float] = []
+        self.validation: dict[str, float | None] | None = None
+        run_files.write_environment(
+            run_dir,
+            device=device_name(self.device),
+            precision=precision_reason,
+            corpus_hash=self.data.corpus_hash,
+            corpus=self.data.description,
+        )
+
+    def train(self) -> int:
+        """Run to the end, or until a signal or a number that is not finite stops it; the exit code."""
+        reason, code = "finished", DONE
+        try:
+            with StopRequest() as stop, Loader(self.data.train, self._sequences()) as loader:
+                for plan in self.plans[self.state.step :]:
+                    result, seconds, wait = self.step(plan, loader)
+                    stopping = stop.signal is not None
+                    if self.due(self.config.trainer.save_every) or stopping:
+                        self.save()
+                    if self.due(self.config.trainer.eval_every) and not stopping:
+                        self.evaluate()
+                    if self.due(self.config.trainer.sample_every) and not stopping:
+                        self.sample()
+                    self.log(plan, result, seconds, wait)
+                    if stopping:
+                        reason, code = "interrupted", INTERRUPTED if stop.signal == 2 else FAILED
+                        break
+        except NonFinite as error:
+            reason, code = "non_finite", FAILED
+            self.trackers.event(
+                "non_finite",
+                f"stopped before updating the weights: {error}. The last good checkpoint is kept; "
+                "try a lower optimizer.lr or a longer schedule.min_warmup_steps",
+                self.state.step + 1,
+            )
+        self.trackers.close(self.finish(reason))
+        return code
+
+    def step(self, plan: StepPlan, loader: Loader) -> tuple[StepResult, float, float]:
+        """One optimizer step; its result, its seconds, and the seconds it waited for data."""
+        begin = time.perf_counter()
+        with self.meter.phase("data_wait"):
+            batch = next(loader)
+        loaded = time.perf_counter()
+        with self.meter.phase("step"):
+            result = train_step(
+                self.model,
+                self.optimizers,
+                batch.to(self.device),
+                plan,
+                self.config.trainer.micro_batch_size or plan.batch_size,
+                self.config.optimizer.clip_norm,
+                self.autocast,
+                self.config.data.document_mask,
+            )
+            tokens = plan.batch_size * self.config.data.sequence_length
+            self.meter.count(steps=1, tokens=tokens, model_flops=tokens * self.flops_per_token)
+        self.state = RunState(plan.step, plan.first_sequence + plan.batch_size, self.data.corpus_hash)
+        end = time.perf_counter()
+        self.step_rates.append(tokens / (end - begin))
+        return result, end - loaded, loaded - begin
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps, and at the last one, happens now."""
+        return every > 0 and (self.state.step % every == 0 or self.state.step == len(self.plans))
+
+    def save(self) -> None:
+        """Save a checkpoint. A full disk is reported and costs no more than this checkpoint."""
+        with self.meter.phase("checkpoint"):
+            self.meter.flush()
+            try:
+                save_checkpoint(
+                    self.run_dir / run_files.CHECKPOINTS,
+                    self.model,
+                    self.optimizers,
+                    self.state,
+                    self.config.trainer.keep_checkpoints,
+                )
+                self.saved_step = self.state.step
+            except OSError as error:
+                self.trackers.event(
+                    "checkpoint_failed",
+                    f"{error}. Earlier checkpoints are untouched and training goes on; make room before step "
+                    f"{self.state.step + self.config.trainer.save_every}",
+                    self.state.step,
+                )
+
+    def restore(self, checkpoint: Path) -> None:
+        """Go on where a checkpoint stands. Raises ValueError if it does not fit model or corpus."""
+        self.state = load_checkpoint(checkpoint, self.model, self.optimizers, self.device)
+        if self.state.corpus_hash != self.data.corpus_hash:
+            raise ValueError(
+                f"{checkpoint}: trained on corpus {self.state.corpus_hash}, the data is now "
+                f"{self.data.corpus_hash}; restore the files of data.source={self.config.data.source}, "
+                "or choose another run_dir"
+            )
+        self.saved_step = self.state.step
+
+    def evaluate(self) -> None:
+        with self.meter.phase("evaluate"):
+            self.validation = evaluate(
+                self.model,
+                self.data,
+                min(self.config.trainer.eval_sequences, self.data.validation.n_sequences),
+                self.config.trainer.micro_batch_size or self.config.data.batch_size,
+                self.autocast,
+                self.config.data.document_mask,
+            )
+
+    def sample(self) -> None:
+        """Text after the three fixed prompts."""
+        with self.meter.phase("sample"), self.autocast:
+            tokenizer = self.data.tokenizer
+            prompts = [tokenizer.encode(prompt) for prompt in self.data.prompts]
+            seed = self.config.seed * 1_000_003 + self.state.step
+            new = generate(self.model, prompts, SAMPLE_TOKENS, SAMPLE_TEMPERATURE, seed, tokenizer.eos_id)
+            rows = [
+                {"prompt": prompt, "text": tokenizer.decode(ids), "temperature": SAMPLE_TEMPERATURE}
+                for prompt, ids in zip(self.data.prompts, new, strict=True)
+            ]
+        self.trackers.samples(rows, self.state.step)
+
+    def log(self, plan: StepPlan, result: StepResult, seconds: float, wait: float) -> None:
+        """Track this step's figures, if they are due or the step was evaluated."""
+        validation, self.validation = self.validation, None
+        if not (self.due(self.config.trainer.log_every) or validation or plan.step == 1):
+            return
+        rate = self.step_rates[-1]
+        peak = self.peak.flops_per_second
+        metrics: dict[str, Any] = {
+            "tokens": self.state.sequences * self.config.data.sequence_length,
+            "train/loss": result.loss.item(),
+            "train/main_loss": result.main_loss.item(),
+            "train/mtp_loss": None if result.mtp_loss is None else result.mtp_loss.item(),
+            **(validation or {}),
+            "optim/lr": plan.lr,
+            "optim/grad_norm": result.grad_norm.item(),
+            "optim/mtp_weight": plan.mtp_weight,
+            "optim/bias_update_rate": plan.bias_update_rate,
+            "perf/tokens_per_second": rate,
+            "perf/mfu": rate * self.flops_per_token / peak if peak else None,
+            "perf/step_seconds": seconds,
+            "perf/data_wait_seconds": wait,
+            "perf/memory_gib": peak_memory_gib(self.device),
+            **balance_metrics(result.counts_LE),
+        }
+        self.trackers.log(metrics, self.state.step)
+
+    def finish(self, reason: str) -> dict[str, Any]:
+        """Write summary.json from the run's records; a run that stops early can go on later."""
+        if reason == "finished" and self.saved_step != self.state.step:
+            self.save()
+        self.meter.flush()
+        peak = self.peak.flops_per_second
+        steady = statistics.median(self.step_rates) if self.step_rates else None
+        summary = make_summary(
+            self.config,
+            self.run_dir,
+            reason,
+            tokens=self.state.sequences * self.config.data.sequence_length,
+            steady_tokens_per_second=steady,
+            mfu=steady * self.flops_per_token / peak if steady and peak else None,
+            flops_per_token=self.flops_per_token,
+            peak_memory_gib=peak_memory_gib(self.device),
+        )
+        run_files.write_summary(self.run_dir, summary)
+        return summary
+
+    def _sequences(self) -> Iterator[tuple[int, int]]:
+        """First sequence and number of sequences of each step to come."""
+        for plan in self.plans[self.state.step :]:
+            yield plan.first_sequence, plan.batch_size

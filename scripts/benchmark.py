@@ -1,0 +1,89 @@
+"""Speed and memory, side by side with peers on the same machine.
+
+    python scripts/benchmark.py [NAME] [key=value ...] [--rounds N] [--json]
+
+Without NAME all benchmarks run. `key=value` are the settings of train.py; the default model is tiny.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+from benchmarks.result import Result
+from benchmarks.training import training
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from deepseek_mini.compose import load_config
+from deepseek_mini.config import Config
+from deepseek_mini.cost.hardware import choose_device, device_name
+
+Benchmark = Callable[[Config, int, Callable[[str], None]], list[Result]]
+"""From a config, the number of rounds and a place for progress lines to results."""
+
+BENCHMARKS: dict[str, Benchmark] = {"training": training}
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*", metavar="NAME | key=value", help=f"NAME: {', '.join(BENCHMARKS)}")
+    parser.add_argument("--rounds", type=int, default=7, help="measured repeats (default 7)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    arguments = parser.parse_intermixed_args(argv)
+    names = [word for word in arguments.words if "=" not in word] or list(BENCHMARKS)
+    if unknown := [name for name in names if name not in BENCHMARKS]:
+        parser.error(f"there is no benchmark {unknown[0]}; there is {', '.join(BENCHMARKS)}")
+    if arguments.rounds < 1:
+        parser.error(f"--rounds={arguments.rounds} must be at least 1")
+    try:
+        config = load_config([word for word in arguments.words if "=" in word])
+        device, _ = choose_device(config.device)
+        results = [result for name in names for result in BENCHMARKS[name](config, arguments.rounds, say)]
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if arguments.json:
+        rows = [asdict(result) for result in results]
+        print(json.dumps({"device": describe_device(device), "results": rows}))
+    else:
+        print_table(describe_device(device), results)
+    return 0
+
+
+def say(text: str) -> None:
+    """Progress, kept apart from the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def describe_device(device: torch.device) -> str:
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return f"{device_name(device)}{threads}, torch {torch.__version__}"
+
+
+def print_table(title: str, results: list[Result]) -> None:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("benchmark", "ours", "peer", "ratio"):
+        table.add_column(column, justify="left" if column == "benchmark" else "right", no_wrap=True)
+    peer = None
+    for result in results:
+        if result.peer_name != peer:
+            table.add_section()
+            table.add_row(f"[bold]against {result.peer_name}")
+            peer = result.peer_name
+        values = (_number(result.ours), _number(result.peer), _number(result.ratio))
+        table.add_row(f"{result.name} [dim]{result.unit}", *values)
+    Console(width=max(Console().width, 130)).print(table)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "n/a"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

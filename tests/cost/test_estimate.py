@@ -1,0 +1,136 @@
+import dataclasses
+import re
+
+import pytest
+import torch
+
+from deepseek_mini.config import (
+    Attention,
+    Config,
+    DataConfig,
+    Device,
+    ModelConfig,
+    Recompute,
+    TrainerConfig,
+)
+from deepseek_mini.cost import estimate
+from deepseek_mini.cost.estimate import describe_run, estimate_memory, estimate_seconds
+from deepseek_mini.cost.flops import flops_per_token, mtp_params, total_params
+from deepseek_mini.cost.hardware import Peak
+from deepseek_mini.model.transformer import build_model, recompute_blocks
+
+SMALL = ModelConfig(
+    vocab_size=100,
+    dim=64,
+    inter_dim=160,
+    moe_inter_dim=48,
+    n_layers=3,
+    n_dense_layers=1,
+    n_heads=4,
+    n_kv_heads=2,
+    n_routed_experts=8,
+    n_activated_experts=2,
+    n_expert_groups=2,
+    n_limited_groups=1,
+    q_lora_rank=24,
+    kv_lora_rank=16,
+    qk_nope_head_dim=16,
+    qk_rope_head_dim=8,
+    v_head_dim=16,
+)
+
+
+def small_run(recompute: Recompute = Recompute.none) -> Config:
+    return Config(
+        model=SMALL,
+        data=DataConfig(sequence_length=96, batch_size=4),
+        trainer=TrainerConfig(max_steps=10, recompute=recompute),
+        device=Device.cpu,
+    )
+
+
+def kept_bytes(config: Config, dtype: torch.dtype) -> int:
+    """Bytes of all storages, but the parameters', that one forward pass keeps for the backward pass."""
+    model = build_model(config.model, torch.device("cpu"), seed=0)
+    if config.trainer.recompute is Recompute.full:
+        recompute_blocks(model)
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in parameters:
+            kept[address] = tensor
+        return tensor
+
+    tokens = torch.randint(
+        0, config.model.vocab_size, (config.data.batch_size, config.data.sequence_length + 1)
+    )
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
+        losses = model.losses(tokens, torch.zeros_like(tokens))
+    assert losses.main_sum.isfinite()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("attention", [Attention.mla, Attention.gqa])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_estimated_activations_are_within_a_quarter_of_what_autograd_keeps(
+    attention: Attention, dtype: torch.dtype
+) -> None:
+    config = small_run()
+    config.model = dataclasses.replace(SMALL, attention=attention)
+    memory = estimate_memory(config, dtype)
+    estimated = memory["activations"] + memory.get("weights in BF16", 0)
+    assert estimated == pytest.approx(kept_bytes(config, dtype), rel=0.25)
+
+
+def test_recompute_is_estimated_to_keep_the_block_inputs_and_one_block() -> None:
+    kept = kept_bytes(small_run(Recompute.full), torch.float32)
+    recomputed = estimate_memory(small_run(Recompute.full), torch.float32)["activations"]
+    everything = estimate_memory(small_run(), torch.float32)["activations"]
+    assert kept < recomputed < everything / 2
+
+
+def test_fp32_state_is_sixteen_bytes_per_parameter() -> None:
+    memory = estimate_memory(small_run(), torch.float32)
+    del memory["activations"]
+    assert sum(memory.values()) == 16 * (total_params(SMALL) + mtp_params(SMALL))
+
+
+def test_time_is_flops_over_the_assumed_share_of_the_peak() -> None:
+    config = small_run()
+    seconds = estimate_seconds(config, torch.device("cpu"), Peak(1e9, "made up"))
+    assert seconds is not None
+    flops = 10 * 4 * 96 * flops_per_token(SMALL, 96, mtp=True)
+    assert seconds * 1e9 * estimate.ASSUMED_MFU["cpu"] == pytest.approx(flops)
+    assert estimate_seconds(config, torch.device("mps"), Peak(None, "unknown device")) is None
+
+
+def test_check_text_names_counts_conventions_memory_and_assumptions() -> None:
+    text = describe_run(small_run())
+    assert re.search(rf"^ +total +{total_params(SMALL):,} ", text, re.MULTILINE)
+    assert f"{mtp_params(SMALL):,}" in text
+    for name in ("causal with mtp", "noncausal", "six n", "optimizer moments", "assuming an MFU of 35%"):
+        assert name in text
+    assert "at 96 tokens" in text
+
+
+def test_check_of_v3_takes_no_memory_and_holds_the_exact_counts() -> None:
+    config = Config(data=DataConfig(sequence_length=4096, batch_size=15360), device=Device.cpu)
+    config.trainer = TrainerConfig(max_tokens=14_800_000_000_000, micro_batch_size=1)
+    text = describe_run(config)
+    assert "671,026,419,200" in text
+    assert "11,610,068,224" in text
+    assert "249.811 G" in text
+
+
+def test_unknown_peak_is_printed_as_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "matmul_peak", lambda device, dtype: Peak(None, "unknown device X"))
+    assert "n/a for 3,840 tokens: no matmul peak (unknown device X)" in describe_run(small_run())
+
+
+def test_counts_that_differ_from_the_built_model_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "mtp_params", lambda config: 0)
+    with pytest.raises(AssertionError, match="the built model has"):
+        describe_run(small_run())

@@ -1,0 +1,154 @@
+"""Each fast path against its plain PyTorch counterpart, forward and backward, on odd shapes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepseek_mini.config import ModelConfig
+from deepseek_mini.model import causal, loss
+from deepseek_mini.model.causal import causal_attention
+from deepseek_mini.model.experts import RoutedExperts, _grouped_experts, plan_dispatch
+from deepseek_mini.model.loss import linear_cross_entropy, token_losses
+
+exact = {"rtol": 1e-9, "atol": 1e-11}
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def plain_attention(q, k, v, scale, documents):
+    """Every pair of positions, masked."""
+    scores = torch.einsum("bthk,bshk->bhts", q, k) * scale
+    length = q.shape[1]
+    hidden = torch.ones(length, length).triu(1).bool()[None]
+    if documents is not None:
+        hidden = hidden | (documents[:, :, None] != documents[:, None, :])
+    scores = scores.masked_fill(hidden[:, None], -torch.inf)
+    return torch.einsum("bhts,bshv->bthv", scores.softmax(-1), v)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(1, 3),
+    length=st.sampled_from([1, 2, 63, 64, 65, 130]),
+    heads=st.integers(1, 3),
+    k_dim=st.integers(1, 7),
+    v_dim=st.integers(1, 7),
+    with_documents=st.booleans(),
+)
+def test_chunked_attention_equals_plain_attention(batch, length, heads, k_dim, v_dim, with_documents):
+    q, k = randn(batch, length, heads, k_dim, seed=1), randn(batch, length, heads, k_dim, seed=2)
+    v, d_out = randn(batch, length, heads, v_dim, seed=3), randn(batch, length, heads, v_dim, seed=4)
+    documents = (
+        torch.arange(length).div(17, rounding_mode="floor").expand(batch, -1) if with_documents else None
+    )
+    out = causal_attention(q, k, v, 0.3, documents)
+    expected = plain_attention(q, k, v, 0.3, documents)
+    torch.testing.assert_close(out, expected, **exact)
+    gradients = torch.autograd.grad(out, (q, k, v), d_out)
+    for gradient, reference in zip(gradients, torch.autograd.grad(expected, (q, k, v), d_out), strict=True):
+        torch.testing.assert_close(gradient, reference, **exact)
+
+
+@pytest.mark.parametrize("v_dim", [3, 8, 11])
+@pytest.mark.parametrize("with_documents", [False, True])
+def test_attention_of_other_devices_equals_plain_attention(v_dim, with_documents):
+    q, k, v = randn(2, 37, 2, 8, seed=1), randn(2, 37, 2, 8, seed=2), randn(2, 37, 2, v_dim, seed=3)
+    documents = torch.arange(37).div(9, rounding_mode="floor").expand(2, -1) if with_documents else None
+    out = causal._fused_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), 0.3, documents)
+    torch.testing.assert_close(out.transpose(1, 2), plain_attention(q, k, v, 0.3, documents), **exact)
+
+
+def plain_experts(experts, x, weights, chosen):
+    """Token by token, expert by expert."""
+    rows = []
+    for token, row in enumerate(x):
+        total = torch.zeros_like(row)
+        for weight, e in zip(weights[token], chosen[token], strict=True):
+            inner = F.silu(experts.w1[e] @ row) * (experts.w3[e] @ row)
+            total = total + weight * (experts.w2[e] @ inner)
+        rows.append(total)
+    return torch.stack(rows)
+
+
+def small_experts(n_experts: int, dim: int, inter_dim: int) -> RoutedExperts:
+    config = ModelConfig(
+        dim=dim,
+        moe_inter_dim=inter_dim,
+        n_routed_experts=n_experts,
+        n_activated_experts=1,
+        n_expert_groups=1,
+        n_limited_groups=1,
+    )
+    experts = RoutedExperts(config).double()
+    for i, parameter in enumerate(experts.parameters()):
+        parameter.data = randn(*parameter.shape, seed=i).detach()
+    return experts
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    n_tokens=st.integers(1, 33),
+    n_experts=st.integers(1, 7),
+    n_activated=st.integers(1, 7),
+    dim=st.integers(1, 5),
+    inter_dim=st.integers(1, 5),
+)
+def test_sorted_experts_equal_token_by_token(n_tokens, n_experts, n_activated, dim, inter_dim):
+    n_activated = min(n_activated, n_experts)
+    experts, x = small_experts(n_experts, dim, inter_dim), randn(n_tokens, dim)
+    weights = randn(n_tokens, n_activated, seed=5)
+    chosen = torch.rand(n_tokens, n_experts, generator=torch.Generator().manual_seed(n_tokens)).argsort(1)
+    chosen = chosen[:, :n_activated]
+    out, expected = experts(x, weights, chosen), plain_experts(experts, x, weights, chosen)
+    torch.testing.assert_close(out, expected, **exact)
+    leaves = (x, weights, *experts.parameters())
+    gradients = torch.autograd.grad(out.square().sum(), leaves)
+    for gradient, reference in zip(
+        gradients, torch.autograd.grad(expected.square().sum(), leaves), strict=True
+    ):
+        torch.testing.assert_close(gradient, reference, **exact)
+
+
+def test_grouped_matmul_experts_equal_the_loop_with_empty_groups():
+    experts = small_experts(5, 8, 16).float()
+    x, weights = randn(24, 8).float(), torch.rand(24, 2)
+    chosen = torch.tensor([[0, 3], [3, 1]]).repeat(12, 1)  # experts 2 and 4 get nothing
+    plan = plan_dispatch(chosen, 5)
+    x_SD = x.index_select(0, plan.order_S // 2)
+    weights_S1 = weights.flatten()[plan.order_S].unsqueeze(1)
+    y_SD = _grouped_experts(x_SD, weights_S1, experts.w1, experts.w2, experts.w3, plan.counts_E)
+    out = y_SD[plan.place_S].view(24, 2, 8).sum(1)
+    torch.testing.assert_close(out, experts(x, weights, chosen), rtol=1e-5, atol=1e-5)
+    out.square().sum().backward()
+    assert experts.w1.grad is not None
+    assert experts.w1.grad[2].abs().max() == 0
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    n_tokens=st.integers(1, 40),
+    vocab=st.integers(2, 50),
+    dim=st.integers(1, 6),
+    chunk=st.sampled_from([1, 200, 4096]),
+)
+def test_chunked_cross_entropy_equals_full_logits(n_tokens, vocab, dim, chunk):
+    hidden, head = randn(n_tokens, dim, seed=1), randn(vocab, dim, seed=2)
+    targets = torch.randint(vocab, (n_tokens,), generator=torch.Generator().manual_seed(n_tokens))
+    targets[::3] = -100
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss, "CHUNK_ELEMENTS", chunk)
+        total = linear_cross_entropy(hidden, head, targets)
+        per_token = token_losses(hidden, head, targets)
+    expected = F.cross_entropy(hidden @ head.T, targets, reduction="none")
+    torch.testing.assert_close(per_token, expected, **exact)
+    torch.testing.assert_close(total, expected.sum(), **exact)
+    gradients = torch.autograd.grad(3 * total, (hidden, head))
+    for gradient, reference in zip(
+        gradients, torch.autograd.grad(3 * expected.sum(), (hidden, head)), strict=True
+    ):
+        torch.testing.assert_close(gradient, reference, **exact)

@@ -1,0 +1,80 @@
+"""Which parameter is updated by what, and Muon's update itself."""
+
+import torch
+
+from deepseek_mini.config import ModelConfig, Optimizer, OptimizerConfig
+from deepseek_mini.model.transformer import Transformer
+from deepseek_mini.optim.build import build_optimizers, set_learning_rate
+from deepseek_mini.optim.muon import Muon, orthogonalise
+
+
+def meta_model() -> Transformer:
+    with torch.device("meta"):
+        return Transformer(ModelConfig(n_layers=2, n_dense_layers=1, n_routed_experts=16))
+
+
+def groups_by_name(model, optimizers):
+    names = {id(p): n for n, p in model.named_parameters()}
+    return [(o, g, names[id(p)]) for o in optimizers for g in o.param_groups for p in g["params"]]
+
+
+def test_every_parameter_is_updated_exactly_once():
+    model = meta_model()
+    for name in Optimizer:
+        updated = [
+            n for _, _, n in groups_by_name(model, build_optimizers(model, OptimizerConfig(name=name)))
+        ]
+        assert sorted(updated) == sorted(n for n, _ in model.named_parameters())
+
+
+def test_weight_decay_acts_on_matrices_and_not_on_norms():
+    model = meta_model()
+    for _, group, name in groups_by_name(model, build_optimizers(model, OptimizerConfig())):
+        assert group["weight_decay"] == (0.0 if "norm" in name else 0.1), name
+
+
+def test_muon_leaves_embedding_head_gates_and_norms_to_adamw():
+    model = meta_model()
+    optimizers = build_optimizers(model, OptimizerConfig(name=Optimizer.muon))
+    for optimizer, _, name in groups_by_name(model, optimizers):
+        outer = name in ("embed.weight", "head.weight") or "norm" in name or name.endswith("gate.weight")
+        assert isinstance(optimizer, Muon) != outer, name
+
+
+def test_the_learning_rate_reaches_every_group():
+    model = meta_model()
+    optimizers = build_optimizers(model, OptimizerConfig(name=Optimizer.muon))
+    set_learning_rate(optimizers, 0.125)
+    assert {g["lr"] for o in optimizers for g in o.param_groups} == {0.125}
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one_and_the_same_singular_vectors():
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 24, 40, dtype=torch.float64)
+    for stack in (matrices, matrices.mT):
+        result = orthogonalise(stack)
+        singular = torch.linalg.svdvals(result)
+        assert singular.min() > 0.6
+        assert singular.max() < 1.3
+        u, _, vh = torch.linalg.svd(stack, full_matrices=False)
+        rotated = u.mT @ result @ vh.mT
+        torch.testing.assert_close(
+            rotated, torch.diag_embed(rotated.diagonal(dim1=1, dim2=2)), atol=1e-9, rtol=0
+        )
+
+
+def test_muon_updates_a_stack_as_it_would_each_matrix_alone():
+    torch.manual_seed(0)
+    start, gradients = torch.randn(4, 6, 10), [torch.randn(4, 6, 10) for _ in range(3)]
+
+    def run(parameters):
+        optimizer = Muon(parameters, lr=0.1, momentum=0.9, weight_decay=0.1)
+        for gradient in gradients:
+            for i, parameter in enumerate(parameters):
+                parameter.grad = gradient if len(parameters) == 1 else gradient[i]
+            optimizer.step()
+        return parameters
+
+    (stack,) = run([torch.nn.Parameter(start.clone())])
+    alone = run([torch.nn.Parameter(matrix.clone()) for matrix in start])
+    torch.testing.assert_close(stack, torch.stack(list(alone)), rtol=1e-5, atol=1e-6)
