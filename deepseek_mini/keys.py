@@ -88,9 +88,8 @@ def nearest(key: str, known: Iterable[str], count: int = 3) -> list[str]:
     similar = [by_leaf[match] for match in difflib.get_close_matches(leaf, by_leaf, count)]
     if same_leaf or in_section:
         return (same_leaf or similar)[:count]
-    alike = difflib.get_close_matches(
-        key, [name for name in known if bool(section) == ("." in name)], count, 0.7
-    )
+    same_kind = [name for name in known if bool(section) == ("." in name)]
+    alike = difflib.get_close_matches(key, same_kind, count, 0.7)
     leaves = difflib.get_close_matches(leaf, {_leaf(name): None for name in known}, count, 0.7)
     return (alike or [name for match in leaves for name in known if _leaf(name) == match])[:count]
 

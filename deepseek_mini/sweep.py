@@ -115,27 +115,28 @@ def run_jobs(jobs: Sequence[Job], command: Sequence[str], announce: Callable[[st
 
 
 def child_command(user_dir: Path | None) -> list[str]:
-    """What starts one run: this interpreter on the command line's module."""
+    """What starts one run: this interpreter, on the module of the command line."""
     flags = [] if user_dir is None else ["--config-dir", str(user_dir)]
-    return [sys.executable, "-m", "deepseek_mini.cli", *flags]
+    return [sys.executable, "-P", "-m", "deepseek_mini.cli", *flags]
 
 
 def _run_child(command: list[str]) -> tuple[int, bool]:
     """Exit code of a child process, and whether this process was told to stop meanwhile."""
     package_root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-    child = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path})
-    interrupted = False
+    signals: list[int] = []
+    children: list[subprocess.Popen[bytes]] = []
 
-    def forward(signum: int, frame: FrameType | None) -> None:
-        nonlocal interrupted
-        interrupted = True
+    def stop(signum: int, _: FrameType | None) -> None:
+        signals.append(signum)
         if signum == signal.SIGTERM:  # a terminal sends Ctrl-C to the child as well
-            child.terminate()
+            for child in children:
+                child.terminate()
 
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return child.wait(), interrupted
+        children.append(subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}))
+        return children[0].wait(), bool(signals)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

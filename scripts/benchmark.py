@@ -29,7 +29,7 @@ BENCHMARKS: dict[str, Benchmark] = {"training": training}
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="benchmark.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("words", nargs="*", metavar="NAME | key=value", help=f"NAME: {', '.join(BENCHMARKS)}")
     parser.add_argument("--rounds", type=int, default=7, help="measured repeats (default 7)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")

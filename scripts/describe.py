@@ -30,7 +30,7 @@ SEQUENCE_LENGTH = 4096
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="describe.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="describe.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", help="a file of configs/model: tiny, small, v3_671b, ...")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for train.py")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")

@@ -1,4 +1,4 @@
-"""The training step against transformers' DeepseekV3ForCausalLM: same shape, same batches of text, same AdamW.
+"""The training step against transformers' DeepseekV3ForCausalLM: same shape, same text, same AdamW.
 
 Each contender is a process of its own, which tells its peak memory. They take turns, a step each, so that
 whatever else the machine does falls on all alike; speeds are medians over the rounds.
@@ -59,7 +59,7 @@ class Record:
 
 
 def training(config: Config, rounds: int, say: Callable[[str], None]) -> list[Result]:
-    """Tokens per second, MFU and peak memory of the training step. Raises ConfigError if the user can mend it."""
+    """Tokens per second, MFU and peak memory of the training step. Raises ConfigError for what the user can mend."""
     if importlib.util.find_spec("transformers") is None:
         raise ConfigError("the peer is missing; install it with: pip install 'deepseek-mini[hf]'")
     if config.model.attention is not Attention.mla or config.model.score_func is not ScoreFunction.sigmoid:
@@ -191,7 +191,7 @@ def peer_step(config: Config, experts: str, device: torch.device, autocast: torc
         optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
         for micro in batch.split(size):
-            inputs, labels = micro.tokens_BS[:, :-1], micro.tokens_BS[:, 1:]
+            inputs, labels = micro.tokens_BS[:, :-1], micro.tokens_BS[:, 1:].contiguous()
             with autocast:
                 loss = model(input_ids=inputs, labels=inputs, shift_labels=labels).loss
             share = loss * (len(inputs) / len(batch.tokens_BS))

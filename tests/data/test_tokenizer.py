@@ -20,7 +20,7 @@ TEXTS = [
     * 3
     for i in range(30)
 ]
-BPE = train_bpe(TEXTS, 400)
+BPE = train_bpe(TEXTS, 350)
 BYTES = byte_tokenizer()
 ODD_TEXTS = [
     "",
@@ -62,7 +62,7 @@ def test_byte_ids_are_the_bytes() -> None:
 
 
 def test_bpe_fills_the_vocabulary_and_compresses() -> None:
-    assert BPE.size == 400
+    assert BPE.size == 350
     assert len(BPE.encode(TEXTS[3])) < len(TEXTS[3].encode()) / 2
 
 
@@ -71,7 +71,7 @@ def test_bpe_stops_where_no_pair_repeats() -> None:
 
 
 def test_bpe_is_the_same_whenever_it_is_trained_and_in_any_order() -> None:
-    assert train_bpe(TEXTS, 400).to_json() == BPE.to_json() == train_bpe(TEXTS[::-1], 400).to_json()
+    assert train_bpe(TEXTS, 350).to_json() == BPE.to_json() == train_bpe(TEXTS[::-1], 350).to_json()
 
 
 def test_words_are_cut_as_by_deepseek() -> None:

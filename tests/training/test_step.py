@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from small_model import small_model_config
 
-from deepseek_mini.config import Balance, ModelConfig, MoeConfig, MtpConfig, OptimizerConfig
+from deepseek_mini.config import Balance, ModelConfig, OptimizerConfig
 from deepseek_mini.data import Batch
 from deepseek_mini.model.transformer import build_model, recompute_blocks
 from deepseek_mini.optim.build import build_optimizers
@@ -13,30 +14,6 @@ from deepseek_mini.training.step import count_targets, train_step
 
 PLAN = StepPlan(1, 0, 6, 0, lr=1e-3, mtp_weight=0.3, bias_update_rate=0.01)
 AUTOCAST = torch.autocast("cpu", torch.bfloat16, enabled=False)
-
-
-def small_config(depth: int = 2, balance: Balance = Balance.bias) -> ModelConfig:
-    return ModelConfig(
-        vocab_size=61,
-        dim=24,
-        inter_dim=32,
-        moe_inter_dim=8,
-        n_layers=3,
-        n_dense_layers=1,
-        n_heads=2,
-        n_routed_experts=8,
-        n_activated_experts=3,
-        n_expert_groups=4,
-        n_limited_groups=2,
-        q_lora_rank=12,
-        kv_lora_rank=8,
-        qk_nope_head_dim=8,
-        qk_rope_head_dim=4,
-        v_head_dim=8,
-        init_std=0.1,
-        mtp=MtpConfig(depth=depth),
-        moe=MoeConfig(balance=balance, sequence_loss_weight=0.01),
-    )
 
 
 def random_batch(rows: int = 6, length: int = 17) -> Batch:
@@ -58,8 +35,8 @@ def run_step(config: ModelConfig, micro_batch_size: int, recompute: bool = False
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4, 5])
 def test_the_step_does_not_depend_on_the_micro_batch_size(micro_batch_size):
-    model, result = run_step(small_config(), micro_batch_size)
-    whole, expected = run_step(small_config(), 6)
+    model, result = run_step(small_model_config(depth=2), micro_batch_size)
+    whole, expected = run_step(small_model_config(depth=2), 6)
     torch.testing.assert_close(result.loss, expected.loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(result.grad_norm, expected.grad_norm, rtol=1e-10, atol=0)
     assert torch.equal(result.counts_LE, expected.counts_LE)
@@ -80,15 +57,15 @@ def test_each_mtp_depth_is_a_mean_over_its_own_valid_tokens():
 
 def test_a_batch_without_any_mtp_target_gives_no_nan():
     lonely = Batch(torch.randint(61, (2, 9)), torch.arange(9).expand(2, -1))
-    model = build_model(small_config(), torch.device("cpu"), 0)
+    model = build_model(small_model_config(depth=2), torch.device("cpu"), 0)
     result = train_step(model, build_optimizers(model, OptimizerConfig()), lonely, PLAN, 2, 1.0, AUTOCAST)
     assert result.mtp_loss == 0
     assert torch.isfinite(result.loss)
 
 
 def test_recomputation_changes_neither_gradients_nor_counts():
-    model, result = run_step(small_config(), 3, recompute=True)
-    plain, expected = run_step(small_config(), 3)
+    model, result = run_step(small_model_config(depth=2), 3, recompute=True)
+    plain, expected = run_step(small_model_config(depth=2), 3)
     assert torch.equal(result.counts_LE, expected.counts_LE)
     assert int(result.counts_LE[0].sum()) == 6 * 17 * 3
     for (name, a), (_, b) in zip(model.state_dict().items(), plain.state_dict().items(), strict=True):
@@ -96,7 +73,7 @@ def test_recomputation_changes_neither_gradients_nor_counts():
 
 
 def test_the_bias_moves_once_per_step_from_the_counts_of_all_micro_batches():
-    model, result = run_step(small_config(), 2)
+    model, result = run_step(small_model_config(depth=2), 2)
     for gate, counts in zip(model.gates(), result.counts_LE, strict=True):
         mean = counts.double().mean()
         expected = 0.01 * torch.sign(mean - counts.double())
@@ -106,12 +83,12 @@ def test_the_bias_moves_once_per_step_from_the_counts_of_all_micro_batches():
 
 @pytest.mark.parametrize("balance", [Balance.none, Balance.aux_loss])
 def test_only_bias_balancing_has_biases(balance):
-    model, _ = run_step(small_config(balance=balance), 6)
+    model, _ = run_step(small_model_config(depth=2, balance=balance), 6)
     assert all(gate.bias is None for gate in model.gates())
 
 
 def test_evaluation_leaves_biases_and_weights_alone():
-    model, _ = run_step(small_config(), 6)
+    model, _ = run_step(small_model_config(depth=2), 6)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     batch = random_batch()
     with torch.no_grad():
@@ -120,15 +97,15 @@ def test_evaluation_leaves_biases_and_weights_alone():
 
 
 def test_the_balance_loss_reaches_the_gradient_with_its_weight():
-    light, heavy = small_config(), small_config()
+    light, heavy = small_model_config(depth=2), small_model_config(depth=2)
     heavy.moe.sequence_loss_weight = 1.0
     assert not torch.equal(run_step(light, 6)[1].grad_norm, run_step(heavy, 6)[1].grad_norm)
-    off = small_config(balance=Balance.none)
+    off = small_model_config(depth=2, balance=Balance.none)
     assert run_step(off, 6)[1].loss < run_step(heavy, 6)[1].loss - 1
 
 
 def test_nan_stops_the_step_before_anything_is_updated_and_names_the_culprit():
-    model = build_model(small_config(), torch.device("cpu"), 0)
+    model = build_model(small_model_config(depth=2), torch.device("cpu"), 0)
     optimizers = build_optimizers(model, OptimizerConfig())
     model.layers[1].ffn.experts.w2.data[3] = torch.nan
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -139,7 +116,7 @@ def test_nan_stops_the_step_before_anything_is_updated_and_names_the_culprit():
 
 
 def test_an_infinite_gradient_names_the_first_parameter_backwards():
-    model = build_model(small_config(depth=0), torch.device("cpu"), 0)
+    model = build_model(small_model_config(depth=0), torch.device("cpu"), 0)
     optimizers = build_optimizers(model, OptimizerConfig())
     model.layers[2].attn.wo.weight.register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(NonFinite, match=r"gradients.*layers\.2\.attn\.wo"):
@@ -147,13 +124,13 @@ def test_an_infinite_gradient_names_the_first_parameter_backwards():
 
 
 def test_bf16_autocast_keeps_weights_gradients_and_biases_in_fp32():
-    model = build_model(small_config(), torch.device("cpu"), 0)
+    model = build_model(small_model_config(depth=2), torch.device("cpu"), 0)
     optimizers = build_optimizers(model, OptimizerConfig())
     autocast = torch.autocast("cpu", torch.bfloat16)
     result = train_step(model, optimizers, random_batch(), PLAN, 6, 1.0, autocast)
     assert all(t.dtype == torch.float32 for t in model.state_dict().values())
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
-    plain = build_model(small_config(), torch.device("cpu"), 0)
+    plain = build_model(small_model_config(depth=2), torch.device("cpu"), 0)
     reference = train_step(
         plain, build_optimizers(plain, OptimizerConfig()), random_batch(), PLAN, 6, 1.0, AUTOCAST
     )
