@@ -82,6 +82,9 @@ class MoeConfig:
     aux_loss_weight: float = 0.003
     """alpha_1 of V2's expert-level loss, used with balance=aux_loss."""
 
+    def __post_init__(self) -> None:
+        _require_at_least("model.moe", self, 0, "bias_update_rate", "sequence_loss_weight", "aux_loss_weight")
+
 
 @dataclass(slots=True)
 class MtpConfig:
@@ -91,6 +94,9 @@ class MtpConfig:
     """Number of sequential MTP modules; 0 leaves them out."""
     loss_weight: float = 0.3
     """lambda, its peak."""
+
+    def __post_init__(self) -> None:
+        _require_at_least("model.mtp", self, 0, "depth", "loss_weight")
 
 
 @dataclass(slots=True)
@@ -143,14 +149,14 @@ class ModelConfig:
     mtp: MtpConfig = field(default_factory=MtpConfig)
 
     def __post_init__(self) -> None:
-        for key in (
-            *("vocab_size", "dim", "inter_dim", "n_layers", "n_heads", "n_kv_heads", "kv_lora_rank"),
-            *("moe_inter_dim", "n_routed_experts", "n_activated_experts", "n_expert_groups"),
+        _require_at_least(
+            *("model", self, 1, "vocab_size", "dim", "inter_dim", "n_layers", "n_heads", "n_kv_heads"),
+            *("kv_lora_rank", "moe_inter_dim", "n_routed_experts", "n_activated_experts", "n_expert_groups"),
             *("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "max_seq_len", "original_seq_len"),
-        ):
-            _require(getattr(self, key) >= 1, f"model.{key}={getattr(self, key)} must be at least 1")
-        for key in ("n_shared_experts", "q_lora_rank", "n_dense_layers"):
-            _require(getattr(self, key) >= 0, f"model.{key}={getattr(self, key)} must not be negative")
+        )
+        _require_at_least("model", self, 0, "n_shared_experts", "q_lora_rank", "n_dense_layers")
+        for key in ("init_std", "rope_theta", "rope_factor", "route_scale"):
+            _require(getattr(self, key) > 0, f"model.{key}={getattr(self, key)} must be positive")
         _require(
             self.n_dense_layers <= self.n_layers,
             f"model.n_dense_layers={self.n_dense_layers} exceeds model.n_layers={self.n_layers}",
@@ -191,8 +197,6 @@ class ModelConfig:
                 self.n_heads % self.n_kv_heads == 0,
                 f"model.n_heads={self.n_heads} is not divisible by model.n_kv_heads={self.n_kv_heads}",
             )
-        _require(self.init_std > 0, f"model.init_std={self.init_std} must be positive")
-        _require(self.mtp.depth >= 0, f"model.mtp.depth={self.mtp.depth} must not be negative")
 
     @property
     def experts_per_group(self) -> int:
@@ -233,6 +237,11 @@ class DataConfig:
     cache_dir: str | None = None
     """Where tokenizers and token shards are kept; null is the user's cache folder."""
 
+    def __post_init__(self) -> None:
+        _require_at_least("data", self, 1, "sequence_length", "batch_size")
+        fraction = self.validation_fraction
+        _require(0 < fraction < 1, f"data.validation_fraction={fraction} must lie between 0 and 1")
+
 
 @dataclass(slots=True)
 class PrecisionConfig:
@@ -257,6 +266,15 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     """Largest global gradient norm."""
     muon_momentum: float = 0.95
+
+    def __post_init__(self) -> None:
+        for key in ("lr", "eps", "clip_norm"):
+            value = getattr(self, key)
+            _require(value > 0, f"optimizer.{key}={value} must be positive")  # NaN is not
+        for key in ("beta1", "beta2", "muon_momentum"):
+            value = getattr(self, key)
+            _require(0 <= value < 1, f"optimizer.{key}={value} must be at least 0 and below 1")
+        _require_at_least("optimizer", self, 0, "weight_decay")
 
 
 @dataclass(slots=True)
@@ -297,7 +315,7 @@ class ScheduleConfig:
                 f"schedule.{name}: a `value` must not be negative",
             )
         _require(0 <= self.warmup < 1, f"schedule.warmup={self.warmup} is a fraction of the run, below 1")
-        _require(self.min_warmup_steps >= 0, f"schedule.min_warmup_steps={self.min_warmup_steps} is negative")
+        _require_at_least("schedule", self, 0, "min_warmup_steps")
 
 
 @dataclass(slots=True)
@@ -327,12 +345,11 @@ class TrainerConfig:
             (self.max_steps is None) != (self.max_tokens is None),
             "trainer.max_steps and trainer.max_tokens: set exactly one of them, the other to null",
         )
-        for key in ("max_steps", "max_tokens", "micro_batch_size"):
-            value = getattr(self, key)
-            _require(value is None or value >= 1, f"trainer.{key}={value} must be at least 1")
-        for key in ("log_every", "eval_every", "eval_sequences", "save_every", "keep_checkpoints"):
-            _require(getattr(self, key) >= 1, f"trainer.{key}={getattr(self, key)} must be at least 1")
-        _require(self.sample_every >= 0, f"trainer.sample_every={self.sample_every} must not be negative")
+        _require_at_least(
+            *("trainer", self, 1, "max_steps", "max_tokens", "micro_batch_size", "log_every", "eval_every"),
+            *("eval_sequences", "save_every", "keep_checkpoints"),
+        )
+        _require_at_least("trainer", self, 0, "sample_every")
 
 
 @dataclass(slots=True)
@@ -391,6 +408,13 @@ class Config:
             f"data.sequence_length={self.data.sequence_length} leaves no token to predict at "
             f"model.mtp.depth={self.model.mtp.depth}",
         )
+
+
+def _require_at_least(section: str, settings: object, least: int, *keys: str) -> None:
+    """Refuse values below `least`; null is no value."""
+    for key in keys:
+        value = getattr(settings, key)
+        _require(value is None or value >= least, f"{section}.{key}={value} must be at least {least}")
 
 
 def _require(condition: bool, message: str) -> None:

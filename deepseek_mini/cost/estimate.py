@@ -176,22 +176,26 @@ def _time_line(config: Config, device: torch.device, peak: Peak) -> str:
     seconds = estimate_seconds(config, device, peak)
     if seconds is None or peak.flops_per_second is None:
         return f"time        n/a for {tokens:,} tokens: no matmul peak ({peak.source})"
-    tflops = peak.flops_per_second / 1e12
     return (
         f"time        about {_duration(seconds)} for {tokens:,} tokens, assuming an MFU of "
-        f"{ASSUMED_MFU[device.type]:.0%} of {tflops:,.3g} TFLOP/s ({peak.source});\n"
+        f"{ASSUMED_MFU[device.type]:.0%}\n"
+        f"            of {peak.flops_per_second / 1e12:,.3g} TFLOP/s ({peak.source});\n"
         "            start-up, evaluation and checkpoints come on top"
     )
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 72 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:,.0f} days"
+    minute, hour, day, year = 60, 3600, 86400, 365.25 * 86400
+    units = (
+        (1.5 * minute, 1, "s"),
+        (1.5 * hour, minute, "min"),
+        (3 * day, hour, "h"),
+        (2 * year, day, "days"),
+    )
+    for limit, unit, name in units:
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / year:,.0f} years"
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -26,6 +26,8 @@ Event = Literal["start", "beat", "redo", "end"]
 
 _IMPORTED = time.monotonic()
 
+_warn = logging.getLogger(__name__).warning
+
 
 @dataclass(slots=True)
 class _Work:
@@ -55,7 +57,7 @@ class Meter:
         device: str,
         devices: int = 1,
         heartbeat_seconds: float = 10.0,
-        announce: Callable[[str], None] = logging.getLogger(__name__).warning,
+        announce: Callable[[str], None] = _warn,
     ) -> None:
         """Start an attempt: one more than the last one in `path`; `device` is its name for the reader.
 
@@ -112,7 +114,8 @@ class Meter:
         with self._state:
             self._charge()
             again = min(steps, max(0, self._highest - self._step))
-            for event, part in (("redo", again), ("beat", steps - again)):
+            parts: dict[Event, int] = {"redo": again, "beat": steps - again}
+            for event, part in parts.items():
                 if part:
                     work = self._pending[event, "step"]
                     work.steps += part

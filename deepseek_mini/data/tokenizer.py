@@ -43,12 +43,13 @@ class Tokenizer:
         core.no_padding()
         core.encode_special_tokens = True  # text that merely looks like a special token stays text
         self._core = core
-        ids = [core.token_to_id(name) for name in EOS_NAMES]
-        found = [token for token in ids if token is not None]
-        if not found:
+        vocabulary = core.get_vocab(with_added_tokens=True)
+        eos = next((name for name in EOS_NAMES if name in vocabulary), None)
+        if eos is None:
             raise ValueError(f"it has no end-of-document token; add one of {', '.join(EOS_NAMES)}")
-        self.eos_id: int = found[0]
-        self.size: int = max(core.get_vocab(with_added_tokens=True).values()) + 1
+        core.add_special_tokens([AddedToken(eos, special=True, normalized=False)])  # files may call it plain
+        self.eos_id: int = vocabulary[eos]
+        self.size: int = max(vocabulary.values()) + 1
         """Ids run from 0 to size - 1."""
         self._check_exact()
 
@@ -72,7 +73,6 @@ class Tokenizer:
             lengths[index] = len(token)  # the byte-level alphabet has one character per byte
         for index, added in self._core.get_added_tokens_decoder().items():
             lengths[index] = 0 if added.special else len(added.content.encode())
-        lengths[self.eos_id] = 0
         return lengths
 
     def identity(self) -> str:

@@ -54,9 +54,11 @@ class _ChunkedAttention(torch.autograd.Function):
         lse_BHT1 = q.new_empty(*q.shape[:3], 1)
         for chunk in _chunks(q):
             scores_BHQS = _masked_scores(q, k, scale, documents_BT, chunk)
-            lse_BHT1[:, :, chunk] = lse = scores_BHQS.logsumexp(-1, keepdim=True)
-            probs_BHQS = scores_BHQS.sub_(lse).exp_()
-            out_BHTV[:, :, chunk] = probs_BHQS @ v[:, :, : chunk.stop]
+            largest_BHQ1 = scores_BHQS.amax(-1, keepdim=True)
+            exps_BHQS = scores_BHQS.sub_(largest_BHQ1).exp_()
+            sums_BHQ1 = exps_BHQS.sum(-1, keepdim=True)
+            out_BHTV[:, :, chunk] = (exps_BHQS @ v[:, :, : chunk.stop]).div_(sums_BHQ1)
+            lse_BHT1[:, :, chunk] = largest_BHQ1 + sums_BHQ1.log()
         ctx.save_for_backward(q, k, v, out_BHTV, lse_BHT1)
         ctx.scale, ctx.documents_BT = scale, documents_BT
         return out_BHTV

@@ -44,12 +44,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits_CV = _logits(hidden_CD, head_VD)
             valid_C1 = (targets_C != ignore).unsqueeze(1)
             targets_C1 = targets_C.unsqueeze(1).where(valid_C1, 0)
-            lse_C1 = logits_CV.logsumexp(-1, keepdim=True)
-            total += ((lse_C1 - logits_CV.gather(1, targets_C1)) * valid_C1).sum()
+            largest_C1 = logits_CV.amax(-1, keepdim=True)
+            wanted_C1 = logits_CV.gather(1, targets_C1) - largest_C1
+            exps_CV = logits_CV.sub_(largest_C1).exp_()
+            sums_C1 = exps_CV.sum(-1, keepdim=True)
+            total += ((sums_C1.log() - wanted_C1) * valid_C1).sum()
             if d_hidden is None or d_head is None:
                 continue
-            d_logits_CV = logits_CV.sub_(lse_C1).exp_()
-            d_logits_CV.scatter_add_(1, targets_C1, -torch.ones_like(lse_C1)).mul_(valid_C1)
+            d_logits_CV = exps_CV.mul_(valid_C1 / sums_C1)
+            d_logits_CV.scatter_add_(1, targets_C1, -valid_C1.to(wide))
             d_logits_CV = d_logits_CV.to(hidden_CD.dtype)
             torch.mm(d_logits_CV, head_VD, out=d_hidden[row : row + len(hidden_CD)])
             if d_head.dtype == d_logits_CV.dtype:

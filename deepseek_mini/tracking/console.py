@@ -12,6 +12,8 @@ import shlex
 import statistics
 import sys
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -48,9 +50,7 @@ def make_console(file: TextIO | None = None, width: int | None = None) -> Consol
     """A console that is live on a real terminal only, whatever FORCE_COLOR says; stdout by default."""
     stream = file or sys.stdout
     live = stream.isatty() and os.environ.get("TERM") != "dumb"
-    return Console(
-        file=file, width=width, force_interactive=live, highlight=False, markup=False, emoji=False
-    )
+    return Console(file=file, width=width, force_interactive=live, highlight=False, markup=False, emoji=False)
 
 
 @dataclass(slots=True)
@@ -93,9 +93,9 @@ class ConsoleTracker:
         self._say_header(header)
         if self._console.is_interactive:
             waiting = Text(f"step 0/{header.steps}: the first one takes a while", "dim")
-            self._live = Live(waiting, console=self._console, auto_refresh=False)
-            self._live.start(refresh=True)
-            atexit.register(self._live.stop)  # brings the cursor back if training dies
+            self._live = live = Live(waiting, console=self._console, auto_refresh=False)
+            live.start(refresh=True)
+            atexit.register(live.stop)  # brings the cursor back if training dies
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         self._latest.update(metrics)
@@ -108,10 +108,11 @@ class ConsoleTracker:
             return
         if metrics.get("val/bpb") is not None:
             self._say(Text(SEPARATOR, "dim").join([cells["step"], cells["loss"], cells["val"]]))
-        self._live.update(Fitted(list(cells.values()), step / self._steps), refresh=True)
+        with _spared(self._console):
+            self._live.update(Fitted(list(cells.values()), step / self._steps), refresh=True)
 
     def samples(self, rows: list[dict[str, Any]], step: int) -> None:
-        self._prompt = rows[0]["prompt"]
+        self._prompt = rows[0]["prompt"].split("\n")[0]
         self._say(Text(f"samples at step {step}", "dim"))
         for row in rows:
             lines = _printable(row["prompt"] + row["text"]).strip().split("\n")
@@ -130,7 +131,7 @@ class ConsoleTracker:
             atexit.unregister(self._live.stop)
         finished = summary["exit_reason"] == "finished"
         style = "green" if finished else "yellow"
-        self._say(Rule(Text(str(summary["exit_reason"]), f"bold {style}"), style=style))
+        self._say(_rule(self._console, style, Text(summary["exit_reason"], f"bold {style}")))
         self._say_rows(self._results(summary))
         sample = ["python", "scripts/sample.py", str(self._run_dir), "--prompt", self._prompt]
         commands = {"sample": shlex.join(sample), **self._commands}
@@ -138,24 +139,25 @@ class ConsoleTracker:
             commands.pop("resume")
         for purpose, command in list(commands.items()):
             self._say(Text.assemble((f"{purpose:<{LABEL_WIDTH}}", "dim"), command))
-        self._say(Rule(style=style))
+        self._say(_rule(self._console, style))
         _screen = None
 
     def _results(self, summary: dict[str, Any]) -> dict[str, str]:
         bpb, loss = fixed(summary["best_val_bpb"], 3), fixed(summary["final_val_loss"], 3)
         speed = count(summary["steady_tokens_per_second"])
+        wall = summary.get("wall_seconds")
         hours = fixed(summary["device_hours"], 3)
         return {
             "validation": f"best {bpb} bits per byte, final loss {loss}",
-            "tokens": f"{count(summary['tokens'])} in {duration(summary['wall_seconds'])}",
+            "tokens": count(summary["tokens"]) + (f" in {duration(wall)}" if wall else ""),
             "speed": f"{speed} tok/s in the median step, mfu {percent(summary['mfu'])}",
             "memory": f"{fixed(summary['peak_memory_gib'], 2)} GiB at its peak",
             "device-hours": f"{hours}, all attempts and all waiting in",
-            "files": f"{self._run_dir}/: summary.json, metrics.jsonl, ledger.jsonl, samples.jsonl, checkpoints/",
+            "files": f"{self._run_dir}/ has summary.json, metrics.jsonl, ledger.jsonl and checkpoints/",
         }
 
     def _say_header(self, header: Header) -> None:
-        self._say(Rule(Text(header.run, "bold"), style="dim"))
+        self._say(_rule(self._console, "dim", Text(header.run, "bold")))
         self._say_rows(
             {
                 "start": header.start,
@@ -168,7 +170,7 @@ class ConsoleTracker:
                 "plan": header.plan,
             }
         )
-        self._say(Rule(style="dim"))
+        self._say(_rule(self._console, "dim"))
 
     def _say_rows(self, rows: dict[str, str]) -> None:
         """Labels and values; on a terminal, long values wrap within their column."""
@@ -188,7 +190,25 @@ class ConsoleTracker:
 
 def _say(console: Console, what: RenderableType) -> None:
     """Print; text is left to the terminal to wrap, so that commands can be copied and lines searched."""
-    console.print(what, soft_wrap=isinstance(what, Text))
+    with _spared(console):
+        console.print(what, soft_wrap=isinstance(what, Text))
+
+
+@contextmanager
+def _spared(console: Console) -> Iterator[None]:
+    """A screen that cannot be written, its disk full or its terminal gone, goes quiet; the run goes on."""
+    try:
+        yield
+    except OSError as error:
+        with suppress(OSError):
+            os.write(2, f"the screen goes quiet ({error.strerror}); the run goes on\n".encode())
+        console.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, console.file.fileno())  # else what is left in the buffer fails the exit
+
+
+def _rule(console: Console, style: str, title: Text | str = "") -> Rule:
+    return Rule(title, style=style, characters="\u2500" if console.encoding.startswith("utf") else "-")
 
 
 def _printable(text: str) -> str:

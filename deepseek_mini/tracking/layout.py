@@ -67,38 +67,37 @@ def progress_cells(
         eta = duration(seconds_left, parts=1 if 600 <= seconds_left < 3600 else 2)
     cells = {
         "step": _cell("step", f"{step:>{width}}/{steps} {100 * step // steps:>2}%"),
-        "loss": _cell("loss", fixed(latest.get("train/loss"), 3), "bold"),
-        "val": _cell("val", fixed(latest.get("val/loss"), 3), "", "bpb", fixed(latest.get("val/bpb"), 3)),
+        "loss": _cell("loss", fixed(latest.get("train/loss"), 3), style="bold"),
+        "val": _cell("val", fixed(latest.get("val/loss"), 3), "bpb", fixed(latest.get("val/bpb"), 3)),
         "lr": _cell("lr", scientific(latest.get("optim/lr"))),
         "gnorm": _cell("gnorm", fixed(latest.get("optim/grad_norm"), 2)),
-        "speed": Text.assemble(count(latest.get("perf/tokens_per_second")), (" tok/s", "dim")),
+        "speed": Text(count(latest.get("perf/tokens_per_second"))).append(" tok/s", "dim"),
         "mfu": _cell("mfu", percent(latest.get("perf/mfu"))),
         "memory": _cell("mem", f"{fixed(latest.get('perf/memory_gib'), 1)} GiB"),
     }
     if "moe/max_violation" in latest:
         dead = latest.get("moe/dead_experts") or 0
-        experts = _cell("experts maxvio", fixed(latest["moe/max_violation"], 2), "", "dead")
+        experts = _cell("experts maxvio", fixed(latest["moe/max_violation"], 2), "dead")
         cells["experts"] = experts.append(f" {dead}", "bold yellow" if dead else "")
     return {**cells, "eta": _cell("eta", eta)}
 
 
-def _cell(label: str, value: str, style: str = "", *more: str) -> Text:
-    """A dimmed label and its value, then perhaps another such pair."""
-    parts = [(f"{label} ", "dim"), (value, style)]
-    if more:
-        parts += [(f" {more[0]}", "dim"), *((f" {value}", "") for value in more[1:])]
-    return Text.assemble(*parts)
+def _cell(*words: str, style: str = "") -> Text:
+    """Labels, dimmed, and values by turns."""
+    return Text(" ").join(Text(word, style if n % 2 else "dim") for n, word in enumerate(words))
 
 
 @dataclass(slots=True)
 class Fitted:
-    """Cells on as few lines as the width allows, with a progress bar where the last line has room."""
+    """Cells on two lines if at all possible, with a progress bar where the last line has room."""
 
     cells: Sequence[Text]
     fraction: float
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        lines = wrap(self.cells, options.max_width)
+        lines = wrap(self.cells, SEPARATOR, options.max_width)
+        if len(lines) > 2:
+            lines = wrap(self.cells, "  ", options.max_width)
         yield from lines[:-1]
         room = options.max_width - lines[-1].cell_len - 2
         if room < NARROWEST_BAR:
@@ -110,13 +109,13 @@ class Fitted:
         yield row
 
 
-def wrap(cells: Sequence[Text], width: int) -> list[Text]:
+def wrap(cells: Sequence[Text], separator: str, width: int) -> list[Text]:
     """Cells joined into lines of at most `width` columns; a cell is never broken."""
-    separator = Text(SEPARATOR, "dim")
+    between = Text(separator, "dim")
     lines = [[cells[0]]]
     for cell in cells[1:]:
-        if separator.join([*lines[-1], cell]).cell_len <= width:
+        if between.join([*lines[-1], cell]).cell_len <= width:
             lines[-1].append(cell)
         else:
             lines.append([cell])
-    return [separator.join(line) for line in lines]
+    return [between.join(line) for line in lines]

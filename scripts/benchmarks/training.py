@@ -59,23 +59,26 @@ class Record:
 
 
 def training(config: Config, rounds: int, say: Callable[[str], None]) -> list[Result]:
-    """Tokens per second, MFU and peak memory of the training step. Raises ConfigError for what the user can mend."""
+    """Tokens per second, MFU and peak memory of a step. Raises ConfigError for what the user can mend."""
     if importlib.util.find_spec("transformers") is None:
         raise ConfigError("the peer is missing; install it with: pip install 'deepseek-mini[hf]'")
     if config.model.attention is not Attention.mla or config.model.score_func is not ScoreFunction.sigmoid:
         raise ConfigError("the peer has model.attention=mla and model.score_func=sigmoid only; set these")
-    say("MTP is off: the peer does not train it")
-    config.model.mtp.depth = 0
+    if config.model.mtp.depth:
+        say("model.mtp.depth=0 here: the peer does not train MTP")
+        config.model.mtp.depth = 0
     device, _ = choose_device(config.device)
     size = config.data.batch_size
     train = build_data(config.data, config.model.vocab_size, config.seed, say).train
     batches = [train.batch(i * size, size) for i in range(WARMUP_STEPS + rounds)]
     results = []
     for precision in _precisions(device, say):
+        dtype, _ = choose_precision(device, precision)
         ours, *peers = _contenders(precision, device)
+        before = matmul_peak(device, dtype)
         records = _take_turns([ours, *peers], config, batches, say)
         _require_same_task(records, ours)
-        peak = matmul_peak(device, torch.bfloat16 if precision is Format.bf16 else torch.float32)
+        peak = max(before, matmul_peak(device, dtype), key=lambda peak: peak.flops_per_second or 0)
         for peer in peers:
             results += _compare(precision, records[ours], records[peer], peer.name, config, peak)
     return results
@@ -107,7 +110,8 @@ def _take_turns(
     contenders: list[Contender], config: Config, batches: list[Batch], say: Callable[[str], None]
 ) -> dict[Contender, Record]:
     """Train all contenders on all batches, a step each in turn."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     pipes: dict[Contender, Connection] = {}
     for contender in contenders:
         pipes[contender], far_end = context.Pipe()

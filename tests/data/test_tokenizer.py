@@ -113,6 +113,16 @@ def test_padding_truncation_and_other_eos_names_of_a_file_are_dealt_with(tmp_pat
     assert loaded.eos_id == 256
 
 
+def test_an_end_token_that_the_file_calls_plain_text_never_comes_out_of_text(tmp_path: Path) -> None:
+    content = json.loads(BYTES.to_json())
+    content["added_tokens"][0] |= {"special": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    loaded = load_tokenizer(tmp_path / "tokenizer.json")
+    assert loaded.encode(f"a{EOS}") == list(f"a{EOS}".encode())
+    assert loaded.token_bytes()[loaded.eos_id] == 0
+    assert loaded.decode([*b"ab", loaded.eos_id]) == "ab"
+
+
 def test_unusable_tokenizer_files_are_named_with_the_fix(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     with pytest.raises(ValueError, match=rf"{path} is not a file; give the path of a tokenizer\.json"):

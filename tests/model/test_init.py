@@ -3,7 +3,7 @@ import torch
 from model.helpers import tiny, tiny_mtp
 
 from deepseek_mini.config import Attention, ModelConfig
-from deepseek_mini.model.transformer import build_model
+from deepseek_mini.model.transformer import _fill_normal, build_model
 
 CPU = torch.device("cpu")
 
@@ -57,11 +57,15 @@ def test_changing_one_part_leaves_the_start_of_all_others(changed: str) -> None:
         assert torch.equal(before[name], after[name]), name
 
 
-def test_more_experts_leave_the_start_of_the_first_ones() -> None:
-    few, more = (start(tiny(n_routed_experts=n)) for n in (4, 8))
-    for name in ("w1", "w2", "w3"):
-        key = f"layers.1.ffn.experts.{name}"
-        assert torch.equal(few[key], more[key][:4])
+def test_each_expert_draws_from_a_generator_of_its_own_name() -> None:
+    """So that it starts the same wherever it is held, alone or in a stack of any size."""
+    state = start(tiny())
+    for stack in ("w1", "w2", "w3"):
+        name = f"layers.1.ffn.experts.{stack}"
+        for expert, matrix in enumerate(state[name]):
+            alone = torch.empty(matrix.shape)
+            _fill_normal(alone, 0.006, 0, f"{name}.{expert}")
+            assert torch.equal(matrix, alone)
 
 
 def test_the_seed_decides_the_start() -> None:

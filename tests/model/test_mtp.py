@@ -79,6 +79,21 @@ def test_mtp_of_a_document_does_not_see_what_follows_it() -> None:
     assert sums[0][0] > 0
 
 
+def test_embedding_of_another_document_is_zeroed() -> None:
+    model, words = model_with(tiny_mtp(2)), tokens(1, 8)
+    documents_BS = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2]])
+    seen = []
+    for module in model.mtp:
+        module.enorm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model.losses(words, documents_BS)
+    for depth, embedding_BUD in enumerate(seen, start=1):
+        length = 7 - depth
+        expected_BUD = model.embed(words[:, depth : depth + length]).clone()
+        expected_BUD[documents_BS[:, depth : depth + length] != documents_BS[:, :length]] = 0
+        assert torch.equal(embedding_BUD, expected_BUD)
+        assert (expected_BUD == 0).all(-1).sum() == depth
+
+
 def test_mtp_does_not_wrap_around_the_row() -> None:
     """Depth k ends k tokens early; the first token is nobody's label or embedding."""
     model, words = model_with(tiny_mtp(2)), tokens(1, 8)
@@ -129,6 +144,15 @@ def test_embedding_and_head_are_shared_and_learn_from_both_losses() -> None:
     for a, b, c in zip(main, mtp, both, strict=True):
         assert b.abs().sum() > 0
         torch.testing.assert_close(a + b, c)
+
+
+def test_embedding_learns_as_the_token_ahead() -> None:
+    """Token 10 stands only where depth 1 looks ahead, and no state that it predicts from has seen it."""
+    model, words = model_with(tiny_mtp(1)), torch.tensor([[1, 2, 3, 10, 4]])
+    sums = model.losses(words, torch.zeros_like(words)).mtp_sums
+    (grad_VD,) = torch.autograd.grad(sums[0], model.embed.weight)
+    assert grad_VD[10].abs().sum() > 0
+    assert (grad_VD[4] == 0).all()
 
 
 def test_mtp_layers_have_rows_of_counts_and_a_balance_loss() -> None:
