@@ -77,7 +77,7 @@ CONTRADICTIONS: list[tuple[Callable[[], object], list[str]]] = [
 
 @pytest.mark.parametrize(("build", "words"), CONTRADICTIONS)
 def test_contradiction_is_refused_and_named(build: Callable[[], object], words: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"model|schedule|trainer|data") as caught:
+    with pytest.raises(ValueError, match=r"model|schedule|trainer|data|optimizer") as caught:
         build()
     for word in words:
         assert word in str(caught.value)

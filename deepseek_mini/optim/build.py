@@ -35,9 +35,8 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
 
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Matrices between the hidden layers: not the embedding, the head or the gates."""
-    outer = name.startswith(("embed.", "head.")) or name.endswith("gate.weight")
-    return parameter.ndim >= 2 and not outer
+    """Every matrix but the embedding and the head."""
+    return parameter.ndim >= 2 and not name.startswith(("embed.", "head."))
 
 
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:

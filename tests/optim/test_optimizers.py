@@ -33,11 +33,11 @@ def test_weight_decay_acts_on_matrices_and_not_on_norms():
         assert group["weight_decay"] == (0.0 if "norm" in name else 0.1), name
 
 
-def test_muon_leaves_embedding_head_gates_and_norms_to_adamw():
+def test_muon_leaves_embedding_head_and_norms_to_adamw():
     model = meta_model()
     optimizers = build_optimizers(model, OptimizerConfig(name=Optimizer.muon))
     for optimizer, _, name in groups_by_name(model, optimizers):
-        outer = name in ("embed.weight", "head.weight") or "norm" in name or name.endswith("gate.weight")
+        outer = name in ("embed.weight", "head.weight") or "norm" in name
         assert isinstance(optimizer, Muon) != outer, name
 
 
