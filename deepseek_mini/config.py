@@ -398,6 +398,7 @@ class Config:
     """Build on meta, print parameters, FLOPs, memory and time, and stop."""
 
     def __post_init__(self) -> None:
+        _require(self.seed >= 0, f"seed={self.seed} must be at least 0")
         _require(
             self.data.sequence_length <= self.model.max_seq_len,
             f"data.sequence_length={self.data.sequence_length} exceeds "

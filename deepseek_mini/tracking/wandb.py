@@ -37,7 +37,7 @@ class WandbTracker:
         self._run_dir, self._commands = run_dir, commands
         self._mode, self._reason = mode, reason
         self._jobs: queue.SimpleQueue[Callable[[Any], object] | None] = queue.SimpleQueue()
-        self._closing = self._complained = False
+        self._closing = self._abandoned = self._complained = False
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
@@ -73,6 +73,7 @@ class WandbTracker:
         if self._thread.is_alive():
             self._complain(f"not done after {CLOSE_SECONDS:.0f} s")
             self._suggest_sync()
+            self._abandoned = True
 
     def _work(self) -> None:
         """The thread: start, do the jobs in order, finish."""
@@ -92,7 +93,9 @@ class WandbTracker:
                 announce(f"wandb: {run.url}")
                 return run
             except Exception as error:
-                self._reason = f"no connection, {_first_line(error)}"
+                if self._abandoned:
+                    return None
+                self._reason = f"online failed, {_first_line(error)}"
                 self._try(_tear_down)
         run = self._try(lambda: self._init("offline"))
         if run is not None:
@@ -109,6 +112,7 @@ class WandbTracker:
         # Silence has to be set up before the log-in: a silent wandb does not prompt.
         settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_SECONDS)
         wandb.setup(settings)
+        atexit.register(self._finish)  # runs before wandb's own exit hook, which waits without end
         run = wandb.init(
             project=self._settings.project,
             entity=self._settings.entity,
@@ -120,7 +124,6 @@ class WandbTracker:
             config=self._facts,
             settings=settings,
         )
-        atexit.register(self._finish)  # ahead of wandb's own exit hook, which waits without end
         run.define_metric("*", step_metric="train/step")
         for name in (run_files.CONFIG, run_files.OVERRIDES, run_files.GIT_DIFF):
             if (self._run_dir / name).exists():

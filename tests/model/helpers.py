@@ -17,10 +17,14 @@ from deepseek_mini.config import (
     MtpConfig,
     ScoreFunction,
 )
+from deepseek_mini.model.transformer import Transformer
 
 few = settings(deadline=None, derandomize=True, max_examples=20)
 many = settings(deadline=None, derandomize=True, max_examples=60)
 seeds = st.integers(0, 2**31)
+
+MARGIN = 1e-4
+"""Choices of experts closer than this are left to rounding, so such a draw is drawn again."""
 
 
 def tiny(**changes: Any) -> ModelConfig:
@@ -88,6 +92,18 @@ def fill(module: nn.Module, seed: int, std: float = 0.7) -> nn.Module:
                 centre = 1.0 if "norm" in name else 0.0
                 tensor.copy_(centre + std * torch.randn(tensor.shape, generator=generator))
     return module
+
+
+def model_with(config: ModelConfig, seed: int = 0) -> Transformer:
+    """A float64 model whose every term matters."""
+    model = Transformer(config).double()
+    fill(model, seed)
+    return model
+
+
+def tokens(*shape: int, seed: int = 0) -> Tensor:
+    """Random tokens of the tiny vocabulary."""
+    return torch.randint(11, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def inputs(seed: int, *shape: int) -> Tensor:

@@ -3,6 +3,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from model.helpers import (
+    MARGIN,
     assert_close,
     assert_gradients_agree,
     expert_fields,
@@ -20,8 +21,6 @@ from deepseek_mini.config import ModelConfig, ScoreFunction
 from deepseek_mini.model import experts as experts_module
 from deepseek_mini.model.experts import RoutedExperts
 from deepseek_mini.model.moe import MoE
-
-MARGIN = 1e-4
 
 
 def filled(config: ModelConfig, seed: int = 0) -> MoE:

@@ -1,22 +1,10 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from model.helpers import fill, inputs, many, tiny, tiny_mtp
-from torch import Tensor
+from model.helpers import fill, inputs, many, model_with, tiny, tiny_mtp, tokens
 
-from deepseek_mini.config import ModelConfig
 from deepseek_mini.model.mtp import IGNORE, MtpModule, mtp_targets
 from deepseek_mini.model.transformer import Transformer
-
-
-def model_with(config: ModelConfig, seed: int = 0) -> Transformer:
-    model = Transformer(config).double()
-    fill(model, seed)
-    return model
-
-
-def tokens(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(11, shape, generator=torch.Generator().manual_seed(seed))
 
 
 @many

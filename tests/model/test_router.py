@@ -6,6 +6,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from model.helpers import (
+    MARGIN,
     assert_close,
     assert_gradients_agree,
     expert_fields,
@@ -21,9 +22,6 @@ from torch import nn
 
 from deepseek_mini.config import Balance, GroupScore, ModelConfig, MoeConfig, ScoreFunction
 from deepseek_mini.model.router import Gate, sequence_balance_loss, update_bias
-
-MARGIN = 1e-4
-"""Choices closer than this are left to rounding, so such a draw is drawn again."""
 
 
 def gate_with(scores: list[float], bias: list[float] | None = None, **changes: Any) -> Gate:

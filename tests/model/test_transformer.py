@@ -3,34 +3,25 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from model.helpers import (
+    MARGIN,
     assert_close,
     assert_gradients_agree,
     attention_fields,
     expert_fields,
     few,
     fill,
+    model_with,
     oracle_parameters,
     seeds,
     tiny,
+    tokens,
 )
 from oracles import autodiff
 from oracles import transformer as oracle
 from torch import Tensor
 
-from deepseek_mini.config import Attention, ModelConfig, MtpConfig
+from deepseek_mini.config import Attention, MtpConfig
 from deepseek_mini.model.transformer import Losses, Transformer, build_model, recompute_blocks
-
-MARGIN = 1e-4
-
-
-def model_with(config: ModelConfig, seed: int = 0) -> Transformer:
-    model = Transformer(config).double()
-    fill(model, seed)
-    return model
-
-
-def tokens(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(11, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def total(losses: Losses) -> Tensor:
