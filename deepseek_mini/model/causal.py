@@ -16,11 +16,14 @@ def causal_attention(
 ) -> Tensor:
     """softmax(q k^T * scale) v over the positions up to each query's own; `[B, T, H, V]`.
 
-    With `documents_BT` (a document number per position) a query also sees its own document only.
+    With `documents_BT` (a document number per position) a query also sees its own document only. Scores
+    and sums are float32 at least, whatever the inputs are.
     """
     q_BHTK, k_BHTK, v_BHTV = (x.transpose(1, 2) for x in (q_BTHK, k_BTHK, v_BTHV))
     if q_BTHK.device.type == "cpu":
-        out_BHTV = _ChunkedAttention.apply(q_BHTK, k_BHTK, v_BHTV, scale, documents_BT)
+        wide = torch.promote_types(q_BTHK.dtype, torch.float32)
+        q_BHTK, k_BHTK, v_BHTV = (x.to(wide) for x in (q_BHTK, k_BHTK, v_BHTV))
+        out_BHTV = _ChunkedAttention.apply(q_BHTK, k_BHTK, v_BHTV, scale, documents_BT).to(q_BTHK.dtype)
     else:
         out_BHTV = _fused_attention(q_BHTK, k_BHTK, v_BHTV, scale, documents_BT)
     return out_BHTV.transpose(1, 2)
