@@ -3,6 +3,8 @@
 Parameters and FLOPs are exact. Memory and time are estimates, and the text says what they assume.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 from deepseek_mini.config import Attention, Config, ModelConfig, Recompute
@@ -59,7 +61,7 @@ def describe_run(config: Config) -> str:
     return "\n".join(lines)
 
 
-def estimate_memory(config: Config, dtype: torch.dtype) -> dict[str, int]:
+def estimate_memory(config: Config, device: torch.device, dtype: torch.dtype) -> dict[str, int]:
     """Bytes of one training step, by what holds them.
 
     Weights, gradients and AdamW's two moments are FP32 (Muon keeps one moment, so this is too much for it);
@@ -72,7 +74,7 @@ def estimate_memory(config: Config, dtype: torch.dtype) -> dict[str, int]:
         "weights": 4 * n_parameters,
         "gradients": 4 * n_parameters,
         "optimizer moments": 8 * n_parameters,
-        "activations": _activation_bytes(config, dtype),
+        "activations": _activation_bytes(config, device, dtype),
     }
     if dtype is torch.bfloat16:
         memory["weights in BF16"] = 2 * n_parameters
@@ -94,52 +96,66 @@ def _assert_counts(config: ModelConfig) -> None:
     assert built == (total_params(config), mtp_params(config)), f"the built model has {built} parameters"
 
 
-def _activation_bytes(config: Config, dtype: torch.dtype) -> int:
+@dataclass(frozen=True, slots=True)
+class _Widths:
+    """Bytes per element of what the backward pass needs, and copies that its products make of their inputs."""
+
+    norm: int
+    product: int
+    attention: int
+    casts: int
+
+
+def _widths(device: torch.device, dtype: torch.dtype) -> _Widths:
+    """Norms and the gate are FP32; so is attention on a CPU. Below FP32 each projection casts its own input."""
+    attention = 4 if device.type == "cpu" else dtype.itemsize
+    return _Widths(norm=4, product=dtype.itemsize, attention=attention, casts=1 if dtype.itemsize == 4 else 2)
+
+
+def _activation_bytes(config: Config, device: torch.device, dtype: torch.dtype) -> int:
     """Bytes kept from the forward to the backward pass of one micro-batch.
 
     Each head keeps the gradients of its input and weight, which it forms in the forward pass.
     """
-    model = config.model
+    model, width = config.model, _widths(device, dtype)
+    depth = model.mtp.depth
     sequences = config.trainer.micro_batch_size or config.data.batch_size
     tokens = sequences * config.data.sequence_length
-    n_moe = model.n_layers - model.n_dense_layers + model.mtp.depth
-    dense = _dense_activations(model)
-    moe = _moe_activations(model)
-    wide, narrow = 4, dtype.itemsize
-
-    def size(elements: tuple[int, int]) -> int:
-        return wide * elements[0] + narrow * elements[1]
-
-    n_heads = 1 + model.mtp.depth
-    outputs = n_heads * (tokens * narrow * model.dim + wide * model.vocab_size * model.dim)
+    attention = _attention_bytes(model, width)
+    dense, moe = attention + _dense_bytes(model, width), attention + _moe_bytes(model, width)
+    outputs = (1 + depth) * (4 * model.vocab_size + tokens * (2 * width.norm + width.product)) * model.dim
+    mtp_inputs = depth * tokens * (4 * width.norm + 2 * width.product) * model.dim
     if config.trainer.recompute is Recompute.full:
-        inputs = (model.n_layers + model.mtp.depth) * wide * model.dim
-        return outputs + tokens * (inputs + max(size(dense), size(moe)))
-    return outputs + tokens * (model.n_dense_layers * size(dense) + n_moe * size(moe))
+        block_inputs = (model.n_layers + depth) * width.norm * model.dim
+        return outputs + mtp_inputs + tokens * (block_inputs + max(dense, moe))
+    n_moe = model.n_layers - model.n_dense_layers + depth
+    return outputs + mtp_inputs + tokens * (model.n_dense_layers * dense + n_moe * moe)
 
 
-def _dense_activations(config: ModelConfig) -> tuple[int, int]:
-    """Elements per token a dense block keeps: in FP32 around the norms, and in the dtype of the products."""
-    wide, narrow = _attention_activations(config)
-    return wide + 2 * config.dim, narrow + config.dim + 4 * config.inter_dim
+def _attention_bytes(config: ModelConfig, width: _Widths) -> int:
+    """Per token: the norm before attention, the latents with their norms, and queries, keys, values, output."""
+    inputs = (2 * width.norm + width.casts * width.product) * config.dim
+    output = width.product * config.n_heads * config.v_head_dim
+    if config.attention is not Attention.mla:
+        return inputs + output + width.attention * 4 * config.n_heads * config.v_head_dim
+    latents = (2 * width.norm + width.product) * (config.q_lora_rank + config.kv_lora_rank)
+    heads = width.attention * 2 * config.n_heads * (config.qk_head_dim + config.v_head_dim)
+    return inputs + latents + width.norm * config.qk_rope_head_dim + heads + output
 
 
-def _moe_activations(config: ModelConfig) -> tuple[int, int]:
-    """As `_dense_activations`; each expert that a token visits keeps its input and inner activations."""
-    wide, narrow = _attention_activations(config)
+def _dense_bytes(config: ModelConfig, width: _Widths) -> int:
+    """Per token: the norm before the MLP, and its inner activations."""
+    inputs = (2 * width.norm + width.casts * width.product) * config.dim
+    return inputs + 4 * width.product * config.inter_dim
+
+
+def _moe_bytes(config: ModelConfig, width: _Widths) -> int:
+    """Per token: the norm, the gate, and of each expert it visits the input and the inner activations."""
+    copies = width.casts * width.product + (width.casts - 1) * width.norm
+    gate = 2 * width.norm * config.n_routed_experts
     routed = config.n_activated_experts * (config.dim + 2 * config.moe_inter_dim)
     shared = 4 * config.n_shared_experts * config.moe_inter_dim
-    gate = 4 * config.n_routed_experts
-    return wide + 2 * config.dim + gate, narrow + config.dim + routed + shared
-
-
-def _attention_activations(config: ModelConfig) -> tuple[int, int]:
-    heads = config.n_heads
-    if config.attention is not Attention.mla:
-        return 2 * config.dim, config.dim + 5 * heads * config.v_head_dim
-    latents = config.q_lora_rank + config.kv_lora_rank
-    query_key_value_out = heads * (2 * config.qk_head_dim + 3 * config.v_head_dim)
-    return 2 * config.dim + 2 * latents, config.dim + latents + config.qk_rope_head_dim + query_key_value_out
+    return (2 * width.norm + copies) * config.dim + gate + width.product * (routed + shared)
 
 
 def _parameter_lines(config: ModelConfig) -> list[str]:
@@ -160,7 +176,7 @@ def _flops_lines(config: Config) -> list[str]:
 
 
 def _memory_lines(config: Config, device: torch.device, dtype: torch.dtype) -> list[str]:
-    memory = estimate_memory(config, dtype)
+    memory = estimate_memory(config, device, dtype)
     sequences = config.trainer.micro_batch_size or config.data.batch_size
     lines = [f"memory of a step, estimated ({sequences} x {config.data.sequence_length} tokens per pass)"]
     lines += [f"  {name:<24}{n / 2**30:>14,.2f} GiB" for name, n in memory.items()]

@@ -8,6 +8,7 @@ heartbeat. The ledger outlives the process: every attempt at a run appends to th
 """
 
 import atexit
+import gc
 import logging
 import os
 import threading
@@ -79,6 +80,8 @@ class Meter:
         self._charge("start")
         self.flush()
         atexit.register(self.close)
+        # Python's last garbage collection, a second or more with torch loaded, would follow the ledger's end.
+        atexit.register(gc.freeze)
         threading.Thread(target=self._beat, args=(heartbeat_seconds,), name="meter", daemon=True).start()
 
     @contextmanager

@@ -115,10 +115,11 @@ class ConsoleTracker:
         self._prompt = rows[0]["prompt"].split("\n")[0]
         self._say(Text(f"samples at step {step}", "dim"))
         for row in rows:
-            lines = _printable(row["prompt"] + row["text"]).strip().split("\n")
+            lines = [line for line in _printable(row["prompt"] + row["text"]).split("\n") if line.strip()]
             if len(lines) > SAMPLE_LINES:
                 lines = [*lines[:SAMPLE_LINES], "..."]
-            self._say(Text("\n".join([f"  > {lines[0]}", *(f"    {line}" for line in lines[1:])]), "dim"))
+            shown = "\n".join(("    " if n else "  > ") + line for n, line in enumerate(lines))
+            self._say(Text(shown, "dim", no_wrap=True, overflow="ellipsis"))
 
     def event(self, kind: str, message: str, step: int) -> None:
         self._say(Text(f"step {step} | {kind}: {message}", "yellow"))
@@ -191,7 +192,7 @@ class ConsoleTracker:
 def _say(console: Console, what: RenderableType) -> None:
     """Print; text is left to the terminal to wrap, so that commands can be copied and lines searched."""
     with _spared(console):
-        console.print(what, soft_wrap=isinstance(what, Text))
+        console.print(what, soft_wrap=isinstance(what, Text) and not what.no_wrap)
 
 
 @contextmanager

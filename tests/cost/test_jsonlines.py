@@ -40,7 +40,9 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) 
 
 def test_nan_and_infinity_become_null(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    JsonLines(path, fail).append({"a": float("nan"), "b": float("inf"), "c": -float("inf"), "d": 1.5, "e": None})
+    JsonLines(path, fail).append(
+        {"a": float("nan"), "b": float("inf"), "c": -float("inf"), "d": 1.5, "e": None}
+    )
     row = json.loads(path.read_text(), parse_constant=fail)
     assert row == {"a": None, "b": None, "c": None, "d": 1.5, "e": None}
 
