@@ -66,7 +66,7 @@ def estimate_memory(config: Config, device: torch.device, dtype: torch.dtype) ->
 
     Weights, gradients and AdamW's two moments are FP32 (Muon keeps one moment, so this is too much for it);
     BF16 adds a copy of the weights. Activations are what the backward pass needs, counted from the forward
-    pass of `deepseek_mini.model` to within a quarter. Not counted: buffers that live for one operation, the
+    pass of `deepseek_mini.model` to within a fifth. Not counted: buffers that live for one operation, the
     allocator's slack, the data, and the interpreter with its libraries.
     """
     n_parameters = total_params(config.model) + mtp_params(config.model)
@@ -98,7 +98,7 @@ def _assert_counts(config: ModelConfig) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Widths:
-    """Bytes per element of what the backward pass needs, and copies that its products make of their inputs."""
+    """Bytes per element of what the backward pass needs, and how often a product's input is copied."""
 
     norm: int
     product: int
@@ -107,7 +107,7 @@ class _Widths:
 
 
 def _widths(device: torch.device, dtype: torch.dtype) -> _Widths:
-    """Norms and the gate are FP32; so is attention on a CPU. Below FP32 each projection casts its own input."""
+    """Norms and the gate are FP32; so is attention on a CPU. Below FP32 projections cast their inputs."""
     attention = 4 if device.type == "cpu" else dtype.itemsize
     return _Widths(norm=4, product=dtype.itemsize, attention=attention, casts=1 if dtype.itemsize == 4 else 2)
 
@@ -133,7 +133,7 @@ def _activation_bytes(config: Config, device: torch.device, dtype: torch.dtype) 
 
 
 def _attention_bytes(config: ModelConfig, width: _Widths) -> int:
-    """Per token: the norm before attention, the latents with their norms, and queries, keys, values, output."""
+    """Per token: the norm before, the latents with their norms, and queries, keys, values and output."""
     inputs = (2 * width.norm + width.casts * width.product) * config.dim
     output = width.product * config.n_heads * config.v_head_dim
     if config.attention is not Attention.mla:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deepseek_mini.training.trainer import Trainer
 
 
-def make_header(trainer: Trainer, device_reason: str, precision_reason: str) -> Header:
+def make_header(trainer: Trainer, device_reason: str, precision: str) -> Header:
     """The lines above a run, each an automatic choice or a size with its reason."""
     config, plans = trainer.config, trainer.plans
     tokens = plans[-1].tokens_before + plans[-1].batch_size * config.data.sequence_length
@@ -36,7 +36,7 @@ def make_header(trainer: Trainer, device_reason: str, precision_reason: str) -> 
     return Header(
         run=str(trainer.run_dir),
         device=f"{device_name(trainer.device)} ({device_reason})",
-        precision=precision_reason,
+        precision=precision,
         parameters=parameters,
         flops=f"{_short(trainer.flops_per_token)} per token (causal, "
         f"{'with MTP, ' if model.mtp.depth else ''}without the gate)",

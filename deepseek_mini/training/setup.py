@@ -12,7 +12,7 @@ def make_deterministic(device: torch.device) -> None:
     """On a CPU, where it costs nothing, the same run twice is the same bit for bit."""
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def keep_freed_memory() -> None:

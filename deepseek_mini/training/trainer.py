@@ -60,7 +60,8 @@ class Trainer:
     def __init__(self, config: Config, run_dir: Path, meter: Meter, checkpoint: Path | None) -> None:
         self.config, self.run_dir, self.meter = config, run_dir, meter
         self.device, device_reason = choose_device(config.device)
-        dtype, precision_reason = choose_precision(self.device, config.precision.format)
+        dtype, reason = choose_precision(self.device, config.precision.format)
+        precision = f"{'bf16, fp32 master weights' if dtype is torch.bfloat16 else 'fp32'} ({reason})"
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
         make_deterministic(self.device)
         keep_freed_memory()
@@ -81,14 +82,14 @@ class Trainer:
         self.flops_per_token = flops_per_token(
             config.model, config.data.sequence_length, mtp=config.model.mtp.depth > 0
         )
-        header = make_header(self, device_reason, precision_reason)
+        header = make_header(self, device_reason, precision)
         self.trackers = build_trackers(config, run_dir, header, meter.attempt)
         self.step_rates: list[float] = []
         self.validation: dict[str, float | None] | None = None
         run_files.write_environment(
             run_dir,
             device=device_name(self.device),
-            precision=precision_reason,
+            precision=precision,
             corpus_hash=self.data.corpus_hash,
             corpus=self.data.description,
         )

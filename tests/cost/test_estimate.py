@@ -76,15 +76,14 @@ def kept_bytes(config: Config, dtype: torch.dtype) -> int:
 
 @pytest.mark.parametrize("attention", [Attention.mla, Attention.gqa])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_estimated_activations_are_within_a_quarter_of_what_autograd_keeps(
+def test_estimated_activations_are_within_a_fifth_of_what_autograd_keeps(
     attention: Attention, dtype: torch.dtype
 ) -> None:
     config = small_run()
     config.model = dataclasses.replace(SMALL, attention=attention)
     memory = estimate_memory(config, CPU, dtype)
-    print(memory["activations"] / kept_bytes(config, dtype))
     estimated = memory["activations"] + memory.get("weights in BF16", 0)
-    assert estimated == pytest.approx(kept_bytes(config, dtype), rel=0.25)
+    assert estimated == pytest.approx(kept_bytes(config, dtype), rel=0.2)
 
 
 def test_recompute_is_estimated_to_keep_the_block_inputs_and_one_block() -> None:
