@@ -40,12 +40,23 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """About U V^T of each `[..., R, C]` matrix U S V^T: singular values come out between 0.7 and 1.2."""
+    """About U V^T of each `[..., R, C]` matrix U S V^T: singular values come out between 0.7 and 1.2.
+
+    Each Newton-Schulz step multiplies X by a polynomial in X X^T. The polynomials commute with X X^T, so
+    all steps are taken on that small square matrix and their product meets X once, at the end.
+    """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    x_ERC = (matrices.mT if tall else matrices).reshape(-1, *sorted(matrices.shape[-2:]))
+    x_ERC = x_ERC / (x_ERC.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    gram_ERR = x_ERC @ x_ERC.mT
+    product_ERR = None
+    for step in range(NEWTON_SCHULZ_STEPS):
+        polynomial_ERR = torch.baddbmm(gram_ERR, gram_ERR, gram_ERR, beta=b, alpha=c)
+        polynomial_ERR.diagonal(dim1=-2, dim2=-1).add_(a)
+        product_ERR = polynomial_ERR if product_ERR is None else polynomial_ERR @ product_ERR
+        if step + 1 < NEWTON_SCHULZ_STEPS:
+            gram_ERR = polynomial_ERR @ gram_ERR @ polynomial_ERR
+    assert product_ERR is not None
+    orthogonal_ERC = product_ERR @ x_ERC
+    return (orthogonal_ERC.mT if tall else orthogonal_ERC).reshape(matrices.shape)

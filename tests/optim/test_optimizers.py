@@ -5,7 +5,7 @@ import torch
 from deepseek_mini.config import ModelConfig, Optimizer, OptimizerConfig
 from deepseek_mini.model.transformer import Transformer
 from deepseek_mini.optim.build import build_optimizers, set_learning_rate
-from deepseek_mini.optim.muon import Muon, orthogonalise
+from deepseek_mini.optim.muon import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, Muon, orthogonalise
 
 
 def meta_model() -> Transformer:
@@ -61,6 +61,17 @@ def test_orthogonalised_matrices_have_singular_values_near_one_and_the_same_sing
         torch.testing.assert_close(
             rotated, torch.diag_embed(rotated.diagonal(dim1=1, dim2=2)), atol=1e-9, rtol=0
         )
+
+
+def test_orthogonalisation_equals_the_newton_schulz_iteration_as_written():
+    torch.manual_seed(0)
+    a, b, c = NEWTON_SCHULZ
+    for shape in ((5, 9), (9, 5), (4, 7, 7), (3, 2, 6, 11)):
+        matrices = torch.randn(*shape, dtype=torch.float64)
+        x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+        for _ in range(NEWTON_SCHULZ_STEPS):
+            x = a * x + b * x @ x.mT @ x + c * x @ x.mT @ x @ x.mT @ x
+        torch.testing.assert_close(orthogonalise(matrices), x, rtol=1e-9, atol=1e-10)
 
 
 def test_muon_updates_a_stack_as_it_would_each_matrix_alone():
