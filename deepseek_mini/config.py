@@ -361,6 +361,12 @@ class WandbConfig:
     mode: str | None = None
     """online, offline or disabled; null is online where a key is found, else offline."""
 
+    def __post_init__(self) -> None:
+        modes = ("online", "offline", "disabled")
+        _require(
+            self.mode in (None, *modes), f"logger.wandb.mode={self.mode} must be one of {', '.join(modes)}"
+        )
+
 
 @dataclass(slots=True)
 class TensorboardConfig:

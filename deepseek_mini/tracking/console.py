@@ -50,7 +50,7 @@ def make_console(file: TextIO | None = None, width: int | None = None) -> Consol
     """A console that is live on a real terminal only, whatever FORCE_COLOR says; stdout by default."""
     stream = file or sys.stdout
     live = stream.isatty() and os.environ.get("TERM") != "dumb"
-    return Console(file=file, width=width, force_interactive=live, highlight=False, markup=False, emoji=False)
+    return Console(file=file, width=width, force_interactive=live)
 
 
 @dataclass(slots=True)
@@ -203,9 +203,8 @@ def _spared(console: Console) -> Iterator[None]:
     except OSError as error:
         with suppress(OSError):
             os.write(2, f"the screen goes quiet ({error.strerror}); the run goes on\n".encode())
-        console.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, console.file.fileno())  # else what is left in the buffer fails the exit
+        # What is left in the stream's buffer would otherwise fail the exit of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), console.file.fileno())
 
 
 def _rule(console: Console, style: str, title: Text | str = "") -> Rule:

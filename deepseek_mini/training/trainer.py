@@ -1,5 +1,6 @@
 """The training loop: builds the parts from the config, then steps, saves, evaluates, samples and logs."""
 
+import signal
 import statistics
 import time
 from collections.abc import Iterator
@@ -96,32 +97,43 @@ class Trainer:
 
     def train(self) -> int:
         """Run to the end, or until a signal or a number that is not finite stops it; the exit code."""
-        reason, code = "finished", DONE
+        reason, code = "crashed", FAILED
         try:
-            with StopRequest() as stop, Loader(self.data.train, self._sequences()) as loader:
-                for plan in self.plans[self.state.step :]:
-                    result, seconds, wait = self.step(plan, loader)
-                    stopping = stop.signal is not None
-                    if self.due(self.config.trainer.save_every) or stopping:
-                        self.save()
-                    if self.due(self.config.trainer.eval_every) and not stopping:
-                        self.evaluate()
-                    if self.due(self.config.trainer.sample_every) and not stopping:
-                        self.sample()
-                    self.log(plan, result, seconds, wait)
-                    if stopping:
-                        reason, code = "interrupted", INTERRUPTED if stop.signal == 2 else FAILED
-                        break
+            reason, code = self.loop()
         except NonFinite as error:
-            reason, code = "non_finite", FAILED
-            self.trackers.event(
-                "non_finite",
-                f"stopped before updating the weights: {error}. The last good checkpoint is kept; "
-                "try a lower optimizer.lr or a longer schedule.min_warmup_steps",
-                self.state.step + 1,
+            reason = "non_finite"
+            advice = "try a lower optimizer.lr or a longer schedule.min_warmup_steps"
+            message = f"stopped before updating the weights: {error}; {advice}"
+            self.trackers.event(reason, message, self.state.step + 1)
+        except torch.OutOfMemoryError as error:
+            reason = "out_of_memory"
+            half = max((self.config.trainer.micro_batch_size or self.config.data.batch_size) // 2, 1)
+            advice = (
+                f"trainer.micro_batch_size={half}, trainer.recompute=full or a shorter data.sequence_length"
             )
-        self.trackers.close(self.finish(reason))
+            message = f"{str(error).splitlines()[0]}; less memory is needed with {advice}"
+            self.trackers.event(reason, message, self.state.step + 1)
+        finally:
+            self.trackers.close(self.finish(reason))
         return code
+
+    def loop(self) -> tuple[str, int]:
+        """All steps that are left; why it ended, and the exit code."""
+        every = self.config.trainer
+        with StopRequest() as stop, Loader(self.data.train, self._sequences()) as loader:
+            for plan in self.plans[self.state.step :]:
+                result, seconds, wait = self.step(plan, loader)
+                stopping = stop.signal is not None
+                if self.due(every.save_every) or stopping:
+                    self.save()
+                if self.due(every.eval_every) and not stopping:
+                    self.evaluate()
+                if self.due(every.sample_every) and not stopping:
+                    self.sample()
+                self.log(plan, result, seconds, wait)
+                if stopping:
+                    return "interrupted", INTERRUPTED if stop.signal == signal.SIGINT else FAILED
+        return "finished", DONE
 
     def step(self, plan: StepPlan, loader: Loader) -> tuple[StepResult, float, float]:
         """One optimizer step; its result, its seconds, and the seconds it waited for data."""
@@ -165,12 +177,11 @@ class Trainer:
                 )
                 self.saved_step = self.state.step
             except OSError as error:
-                self.trackers.event(
-                    "checkpoint_failed",
-                    f"{error}. Earlier checkpoints are untouched and training goes on; make room before step "
-                    f"{self.state.step + self.config.trainer.save_every}",
-                    self.state.step,
+                again = self.state.step + self.config.trainer.save_every
+                advice = (
+                    f"earlier checkpoints are untouched and training goes on; make room before step {again}"
                 )
+                self.trackers.event("checkpoint_failed", f"{error}; {advice}", self.state.step)
 
     def restore(self, checkpoint: Path) -> None:
         """Go on where a checkpoint stands. Raises ValueError if it does not fit model or corpus."""
@@ -250,8 +261,13 @@ class Trainer:
             flops_per_token=self.flops_per_token,
             peak_memory_gib=peak_memory_gib(self.device),
         )
-        run_files.write_summary(self.run_dir, summary)
-        return summary
+        try:
+            run_files.write_summary(self.run_dir, summary)
+        except OSError as error:
+            self.trackers.event(
+                "summary_failed", f"cannot write {run_files.SUMMARY}: {error}", self.state.step
+            )
+        return {**summary, "wall_seconds": sum(self.meter.totals().values())}
 
     def _sequences(self) -> Iterator[tuple[int, int]]:
         """First sequence and number of sequences of each step to come."""

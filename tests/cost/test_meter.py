@@ -169,7 +169,8 @@ def test_steps_done_again_after_a_crash_are_redo_and_count_once(path: Path) -> N
         steps(resumed, 2, seconds=0.02)
         with resumed.phase("evaluate"):
             time.sleep(0.05)
-        steps(resumed, 6)
+        steps(resumed, 1, seconds=0.1)
+        steps(resumed, 5)
         begin = time.monotonic()
         with resumed.phase("evaluate"):
             time.sleep(0.02)
@@ -179,7 +180,7 @@ def test_steps_done_again_after_a_crash_are_redo_and_count_once(path: Path) -> N
     assert total(rows, "steps", event="redo") == 3
     assert total(rows, "tokens", event="redo") == 300
     assert total(rows, "model_flops", event="redo") == 3e6
-    assert total(rows, "seconds", event="redo", phase="step") >= 0.04
+    assert total(rows, "seconds", event="redo", phase="step") >= 0.14
     assert total(rows, "seconds", event="redo", phase="evaluate") >= 0.05
     assert 0.02 <= total(rows, "seconds", event="beat", phase="evaluate") <= second
     assert total(rows, "seconds", event="redo", phase="startup") == 0

@@ -197,6 +197,9 @@ def test_a_network_that_hangs_stalls_neither_start_nor_steps_nor_end(
     assert 0.3 <= time.monotonic() - begin < 2
     assert "not done after" in capsys.readouterr().out
     assert "wandb sync" in commands["upload"]
+    closed = time.monotonic()
+    wandb._finish()  # as the exit hook does
+    assert time.monotonic() - closed < 0.1, "it waited twice"
     hanging.set()
     wandb._thread.join(5)
     assert not fake.runs, "a run was started after the end"
