@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -35,9 +36,14 @@ class RunState:
 
 
 def save_checkpoint(
-    directory: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: RunState, keep: int
+    directory: Path,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    state: RunState,
+    metrics: dict[str, Any],
+    keep: int,
 ) -> Path:
-    """Write `directory/step_*` and move `latest` to it; keep the newest `keep`.
+    """Write `directory/step_*`, with the step's metrics, and move `latest` to it; keep the newest `keep`.
 
     Everything is written beside its place and renamed when complete, so a kill at any moment leaves the
     earlier checkpoints as they were. Raises OSError, after removing what was half-written, if the disk
@@ -50,7 +56,9 @@ def save_checkpoint(
         partial.mkdir(parents=True)
         save_file(_contiguous(model.state_dict()), partial / "model.safetensors")
         save_file(_contiguous(optimizer_tensors(model, optimizers)), partial / "optimizer.safetensors")
-        (partial / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n")
+        (partial / "state.json").write_text(
+            json.dumps({**asdict(state), "metrics": metrics}, indent=1) + "\n"
+        )
         for path in partial.iterdir():
             _sync(path)
         shutil.rmtree(final, ignore_errors=True)
@@ -67,14 +75,14 @@ def save_checkpoint(
 
 def load_checkpoint(
     path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], device: torch.device
-) -> RunState:
-    """Restore weights, gate biases and moments; returns where the run stood.
+) -> tuple[RunState, dict[str, Any]]:
+    """Restore weights, gate biases and moments; returns where the run stood and that step's metrics.
 
     Raises ValueError naming the file, and the tensor, if it is missing, damaged or of another model.
     """
     weights = read_tensors(path / "model.safetensors", device)
     moments = read_tensors(path / "optimizer.safetensors", device)
-    state = read_state(path)
+    state, metrics = read_state(path)
     load_weights(model, weights, path / "model.safetensors")
     expected = set(optimizer_tensors(model, optimizers, fresh=True))
     if expected != set(moments):
@@ -83,13 +91,15 @@ def load_checkpoint(
             f"{path / 'optimizer.safetensors'}: {odd} does not fit optimizer.name; {other_way(path)}"
         )
     restore_moments(model, optimizers, moments)
-    return state
+    return state, metrics
 
 
-def read_state(path: Path) -> RunState:
+def read_state(path: Path) -> tuple[RunState, dict[str, Any]]:
     try:
-        return RunState(**json.loads((path / "state.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        content = json.loads((path / "state.json").read_text())
+        metrics = content.pop("metrics")
+        return RunState(**content), metrics
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path / 'state.json'}: missing or damaged ({error}); {other_way(path)}") from error
 
 

@@ -28,7 +28,7 @@ from deepseek_mini.training.guards import NonFinite, StopRequest
 from deepseek_mini.training.report import make_header, make_summary, peak_memory_gib
 from deepseek_mini.training.resume import find_checkpoint
 from deepseek_mini.training.setup import keep_freed_memory, make_deterministic
-from deepseek_mini.training.step import StepResult, train_step
+from deepseek_mini.training.step import train_step
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 SAMPLE_TOKENS = 48
@@ -74,7 +74,7 @@ class Trainer:
             recompute_blocks(self.model)
         self.optimizers = build_optimizers(self.model, config.optimizer)
         self.state = RunState(0, 0, self.data.corpus_hash)
-        self.saved_step = 0
+        self.restored_metrics: dict[str, Any] = {}
         if checkpoint is not None:
             self.restore(checkpoint)
         meter.start_at(self.state.step)
@@ -86,7 +86,6 @@ class Trainer:
         header = make_header(self, device_reason, precision)
         self.trackers = build_trackers(config, run_dir, header, meter.attempt)
         self.step_rates: list[float] = []
-        self.validation: dict[str, float | None] | None = None
         run_files.write_environment(
             run_dir,
             device=device_name(self.device),
@@ -121,22 +120,24 @@ class Trainer:
         """All steps that are left; why it ended, and the exit code."""
         every = self.config.trainer
         with StopRequest() as stop, Loader(self.data.train, self._sequences()) as loader:
+            self.catch_up()
             for plan in self.plans[self.state.step :]:
-                result, seconds, wait = self.step(plan, loader)
+                metrics = self.step(plan, loader)
                 stopping = stop.signal is not None
                 if self.due(every.save_every) or stopping:
-                    self.save()
+                    self.save(metrics)
                 if self.due(every.eval_every) and not stopping:
-                    self.evaluate()
+                    metrics |= self.evaluate()
                 if self.due(every.sample_every) and not stopping:
                     self.sample()
-                self.log(plan, result, seconds, wait)
+                if self.due(every.log_every) or "val/loss" in metrics or plan.step == 1 or stopping:
+                    self.trackers.log(metrics, plan.step)
                 if stopping:
                     return "interrupted", INTERRUPTED if stop.signal == signal.SIGINT else FAILED
         return "finished", DONE
 
-    def step(self, plan: StepPlan, loader: Loader) -> tuple[StepResult, float, float]:
-        """One optimizer step; its result, its seconds, and the seconds it waited for data."""
+    def step(self, plan: StepPlan, loader: Loader) -> dict[str, Any]:
+        """One optimizer step; its figures."""
         begin = time.perf_counter()
         with self.meter.phase("data_wait"):
             batch = next(loader)
@@ -156,15 +157,40 @@ class Trainer:
             self.meter.count(steps=1, tokens=tokens, model_flops=tokens * self.flops_per_token)
         self.state = RunState(plan.step, plan.first_sequence + plan.batch_size, self.data.corpus_hash)
         end = time.perf_counter()
-        self.step_rates.append(tokens / (end - begin))
-        return result, end - loaded, loaded - begin
+        rate = tokens / (end - begin)
+        self.step_rates.append(rate)
+        peak = self.peak.flops_per_second
+        return {
+            "tokens": plan.tokens_before + tokens,
+            "train/loss": result.loss.item(),
+            "train/main_loss": result.main_loss.item(),
+            "train/mtp_loss": None if result.mtp_loss is None else result.mtp_loss.item(),
+            "optim/lr": plan.lr,
+            "optim/grad_norm": result.grad_norm.item(),
+            "optim/mtp_weight": plan.mtp_weight,
+            "optim/bias_update_rate": plan.bias_update_rate,
+            "perf/tokens_per_second": rate,
+            "perf/mfu": rate * self.flops_per_token / peak if peak else None,
+            "perf/step_seconds": end - loaded,
+            "perf/data_wait_seconds": loaded - begin,
+            "perf/memory_gib": peak_memory_gib(self.device),
+            **balance_metrics(result.counts_LE),
+        }
+
+    def catch_up(self) -> None:
+        """Log what a kill between saving and logging left unlogged, with the evaluation of the last step."""
+        step, metrics = self.state.step, dict(self.restored_metrics)
+        if metrics and step not in (row["step"] for row in run_files.read_metrics(self.run_dir)):
+            if step == len(self.plans):
+                metrics |= self.evaluate()
+            self.trackers.log(metrics, step)
 
     def due(self, every: int) -> bool:
         """Whether something that happens every so many steps, and at the last one, happens now."""
         return every > 0 and (self.state.step % every == 0 or self.state.step == len(self.plans))
 
-    def save(self) -> None:
-        """Save a checkpoint. A full disk is reported and costs no more than this checkpoint."""
+    def save(self, metrics: dict[str, Any]) -> None:
+        """Save a checkpoint, with the step's figures. A full disk costs no more than this checkpoint."""
         with self.meter.phase("checkpoint"):
             self.meter.flush()
             try:
@@ -173,9 +199,9 @@ class Trainer:
                     self.model,
                     self.optimizers,
                     self.state,
+                    metrics,
                     self.config.trainer.keep_checkpoints,
                 )
-                self.saved_step = self.state.step
             except OSError as error:
                 again = self.state.step + self.config.trainer.save_every
                 advice = (
@@ -185,18 +211,19 @@ class Trainer:
 
     def restore(self, checkpoint: Path) -> None:
         """Go on where a checkpoint stands. Raises ValueError if it does not fit model or corpus."""
-        self.state = load_checkpoint(checkpoint, self.model, self.optimizers, self.device)
+        self.state, metrics = load_checkpoint(checkpoint, self.model, self.optimizers, self.device)
+        if checkpoint.parent == self.run_dir / run_files.CHECKPOINTS:
+            self.restored_metrics = metrics
         if self.state.corpus_hash != self.data.corpus_hash:
             raise ValueError(
                 f"{checkpoint}: trained on corpus {self.state.corpus_hash}, the data is now "
                 f"{self.data.corpus_hash}; restore the files of data.source={self.config.data.source}, "
                 "or choose another run_dir"
             )
-        self.saved_step = self.state.step
 
-    def evaluate(self) -> None:
+    def evaluate(self) -> dict[str, float | None]:
         with self.meter.phase("evaluate"):
-            self.validation = evaluate(
+            return evaluate(
                 self.model,
                 self.data,
                 min(self.config.trainer.eval_sequences, self.data.validation.n_sequences),
@@ -218,36 +245,8 @@ class Trainer:
             ]
         self.trackers.samples(rows, self.state.step)
 
-    def log(self, plan: StepPlan, result: StepResult, seconds: float, wait: float) -> None:
-        """Track this step's figures, if they are due or the step was evaluated."""
-        validation, self.validation = self.validation, None
-        if not (self.due(self.config.trainer.log_every) or validation or plan.step == 1):
-            return
-        rate = self.step_rates[-1]
-        peak = self.peak.flops_per_second
-        metrics: dict[str, Any] = {
-            "tokens": self.state.sequences * self.config.data.sequence_length,
-            "train/loss": result.loss.item(),
-            "train/main_loss": result.main_loss.item(),
-            "train/mtp_loss": None if result.mtp_loss is None else result.mtp_loss.item(),
-            **(validation or {}),
-            "optim/lr": plan.lr,
-            "optim/grad_norm": result.grad_norm.item(),
-            "optim/mtp_weight": plan.mtp_weight,
-            "optim/bias_update_rate": plan.bias_update_rate,
-            "perf/tokens_per_second": rate,
-            "perf/mfu": rate * self.flops_per_token / peak if peak else None,
-            "perf/step_seconds": seconds,
-            "perf/data_wait_seconds": wait,
-            "perf/memory_gib": peak_memory_gib(self.device),
-            **balance_metrics(result.counts_LE),
-        }
-        self.trackers.log(metrics, self.state.step)
-
     def finish(self, reason: str) -> dict[str, Any]:
         """Write summary.json from the run's records; a run that stops early can go on later."""
-        if reason == "finished" and self.saved_step != self.state.step:
-            self.save()
         self.meter.flush()
         peak = self.peak.flops_per_second
         steady = statistics.median(self.step_rates) if self.step_rates else None

@@ -32,16 +32,17 @@ def trained(name: Optimizer = Optimizer.adamw, seed: int = 0) -> tuple[Transform
 def folder(tmp_path):
     model, optimizers = trained()
     for step in (10, 20):
-        save_checkpoint(tmp_path, model, optimizers, RunState(step, step * 4, "abc"), keep=3)
+        save_checkpoint(tmp_path, model, optimizers, RunState(step, step * 4, "abc"), {}, keep=3)
     return tmp_path
 
 
 @pytest.mark.parametrize("name", list(Optimizer))
 def test_weights_biases_moments_and_state_come_back_exactly(tmp_path, name):
     model, optimizers = trained(name)
-    path = save_checkpoint(tmp_path, model, optimizers, RunState(3, 12, "abc"), keep=1)
+    path = save_checkpoint(tmp_path, model, optimizers, RunState(3, 12, "abc"), {"train/loss": 2.5}, keep=1)
     other, other_optimizers = trained(name, seed=9)
-    assert load_checkpoint(path, other, other_optimizers, CPU) == RunState(3, 12, "abc")
+    restored = load_checkpoint(path, other, other_optimizers, CPU)
+    assert restored == (RunState(3, 12, "abc"), {"train/loss": 2.5})
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[key]), key
     for parameters in zip(model.parameters(), other.parameters(), strict=True):
@@ -64,7 +65,7 @@ def test_gate_biases_are_saved_in_float32(folder):
 def test_the_newest_k_are_kept_and_latest_names_the_last(tmp_path):
     model, optimizers = trained()
     for step in range(1, 6):
-        save_checkpoint(tmp_path, model, optimizers, RunState(step, step, "abc"), keep=2)
+        save_checkpoint(tmp_path, model, optimizers, RunState(step, step, "abc"), {}, keep=2)
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step_00000004", "step_00000005"]
     assert latest_checkpoint(tmp_path) == tmp_path / "step_00000005"
 
@@ -88,7 +89,7 @@ def test_a_damaged_file_is_named_with_the_earlier_checkpoint_that_still_loads(fo
     with pytest.raises(ValueError, match=name) as error:
         load_checkpoint(folder / "step_00000020", model, optimizers, CPU)
     assert f"resume={folder / 'step_00000010'}" in str(error.value)
-    assert load_checkpoint(folder / "step_00000010", model, optimizers, CPU).step == 10
+    assert load_checkpoint(folder / "step_00000010", model, optimizers, CPU)[0].step == 10
 
 
 @pytest.mark.parametrize("change", ["shape", "missing", "extra"])
@@ -117,10 +118,10 @@ def test_a_kill_between_writing_and_renaming_leaves_the_earlier_checkpoint_in_ch
     model, optimizers = trained()
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(folder, model, optimizers, RunState(30, 120, "abc"), keep=3)
+        save_checkpoint(folder, model, optimizers, RunState(30, 120, "abc"), {}, keep=3)
     assert latest_checkpoint(folder) == folder / "step_00000020"
     assert [p.name for p in list_checkpoints(folder)] == ["step_00000010", "step_00000020"]
     monkeypatch.undo()
-    save_checkpoint(folder, model, optimizers, RunState(30, 120, "abc"), keep=3)
+    save_checkpoint(folder, model, optimizers, RunState(30, 120, "abc"), {}, keep=3)
     assert latest_checkpoint(folder) == folder / "step_00000030"
     assert json.loads((folder / "step_00000030" / "state.json").read_text())["sequences"] == 120

@@ -124,7 +124,7 @@ def test_another_run_can_start_from_a_checkpoint(make_config, tmp_path):
 
 def test_a_changed_corpus_is_refused(make_config, tmp_path, monkeypatch):
     config = make_config()
-    monkeypatch.setattr(trainer.Trainer, "evaluate", lambda self: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(trainer.Trainer, "evaluate", lambda self: os.kill(os.getpid(), signal.SIGINT) or {})
     assert run(config, tmp_path / "run", []) == 130
     (tmp_path / "corpus" / "new.txt").write_text("one more document " * 20)
     with pytest.raises(ValueError, match=r"trained on corpus .* the data is now"):
@@ -198,6 +198,26 @@ def test_check_builds_nothing_and_prints_what_would_be(make_config, tmp_path, ca
     assert run(make_config("check=true"), tmp_path / "run", []) == 0
     assert not (tmp_path / "run").exists()
     assert "FLOP" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("step", [8, 12])
+def test_a_kill_between_saving_and_logging_loses_no_figure(make_config, tmp_path, monkeypatch, step):
+    run(make_config(), tmp_path / "whole", [])
+    real = trainer.save_checkpoint
+
+    def dies_after(directory, model, optimizers, state, *rest):
+        real(directory, model, optimizers, state, *rest)
+        if state.step == step:
+            raise RuntimeError("power cut")
+
+    monkeypatch.setattr(trainer, "save_checkpoint", dies_after)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(make_config(), tmp_path / "run", [])
+    monkeypatch.setattr(trainer, "save_checkpoint", real)
+    assert run(make_config(), tmp_path / "run", []) == 0
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    final = [run_files.read_summary(tmp_path / name)["final_val_loss"] for name in ("run", "whole")]
+    assert final[0] == final[1]
 
 
 def test_kill_9_at_any_moment_then_the_same_command_ends_like_an_uninterrupted_run(small_overrides, tmp_path):
