@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
-from benchmarks.result import Result
-from benchmarks.training import training
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.result import Result
+from benchmarks.training import training
 from deepseek_mini.compose import load_config
 from deepseek_mini.config import Config
 from deepseek_mini.cost.hardware import choose_device, device_name

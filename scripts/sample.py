@@ -53,7 +53,12 @@ def sample(arguments: argparse.Namespace) -> dict:
         model, [prompt], arguments.max_new_tokens, arguments.temperature, arguments.seed, tokenizer.eos_id
     )
     seconds = time.perf_counter() - begin
-    return {"text": tokenizer.decode(ids), "tokens": ids, "tokens_per_second": len(ids) / seconds}
+    return {
+        "text": tokenizer.decode(ids),
+        "tokens": ids,
+        "tokens_per_second": len(ids) / seconds,
+        "acceptance_rate": None,
+    }
 
 
 if __name__ == "__main__":

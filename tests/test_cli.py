@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from own_configs import own_configs, write_experiment
 
 from deepseek_mini.cli import main
 from deepseek_mini.compose import group_options
 from deepseek_mini.config import Config
+from own_configs import own_configs, write_experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 

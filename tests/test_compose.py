@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from own_configs import own_configs, write, write_experiment
 
 from deepseek_mini.cli import main
 from deepseek_mini.compose import ConfigError, load_config
+from own_configs import own_configs, write, write_experiment
 
 
 def test_tiny_is_the_default_model() -> None:

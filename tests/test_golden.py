@@ -1,7 +1,7 @@
 """The golden run: 20 steps of model=tiny whose losses no refactoring may change.
 
-A deliberate change of the numerics shows here: print the new losses with `python tests/test_golden.py`, and say in
-the commit why they moved.
+A deliberate change of the numerics shows here. `python tests/test_golden.py FOLDER` writes the new
+losses, made in an empty folder; the commit says why they moved.
 """
 
 import json

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from own_configs import own_configs, write_experiment
-
 from deepseek_mini.compose import compose
 from deepseek_mini.run_dir import LONGEST, run_directory
+from own_configs import own_configs, write_experiment
 
 
 def directory(*overrides: str) -> str:

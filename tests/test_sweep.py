@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from own_configs import own_configs, write_experiment
 
 from deepseek_mini.cli import main
 from deepseek_mini.compose import ConfigError, compose
 from deepseek_mini.run_dir import run_directory
 from deepseek_mini.sweep import Job, plan, run_jobs
+from own_configs import own_configs, write_experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -105,9 +105,9 @@ def scaled_bias_rate(steps: int) -> float:
 
     V3's 0.001 lets a bias travel 240 over its run; a run of a few hundred steps would end before the
     first starving expert is reached. A bias needs to travel a few times the scores' range of 1: we let it
-    go 3 in all, and never faster than 0.02 a step nor slower than V3.
+    go 4 in all, and never faster than 0.02 a step nor slower than V3.
     """
-    return min(max(3 / steps, V3_BIAS_UPDATE_RATE), 0.02)
+    return min(max(4 / steps, V3_BIAS_UPDATE_RATE), 0.02)
 
 
 def _peak_bias_rate(config: Config, total: int) -> float:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
 import torch
-from benchmarks.result import Result, compared
 from torch import nn
 
+from benchmarks.result import Result, compared
 from deepseek_mini.compose import ConfigError
 from deepseek_mini.config import Attention, Config, Format, ModelConfig, ScoreFunction
 from deepseek_mini.cost.estimate import build_on_meta

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from oracles import autodiff
 from torch import Tensor, nn
 
 from deepseek_mini.config import (
@@ -18,6 +17,7 @@ from deepseek_mini.config import (
     ScoreFunction,
 )
 from deepseek_mini.model.transformer import Transformer
+from oracles import autodiff
 
 few = settings(deadline=None, derandomize=True, max_examples=20)
 many = settings(deadline=None, derandomize=True, max_examples=60)

@@ -4,6 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from deepseek_mini.config import Attention, ModelConfig
+from deepseek_mini.model.attention import build_attention
+from deepseek_mini.model.rope import rotation_table
 from model.helpers import (
     assert_close,
     assert_gradients_agree,
@@ -17,11 +22,6 @@ from model.helpers import (
 )
 from oracles import autodiff
 from oracles.attention import attention
-from torch import Tensor, nn
-
-from deepseek_mini.config import Attention, ModelConfig
-from deepseek_mini.model.attention import build_attention
-from deepseek_mini.model.rope import rotation_table
 
 KINDS = list(Attention)
 

@@ -2,11 +2,11 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from model.helpers import inputs
 from torch import Tensor
 
 from deepseek_mini.model import causal
 from deepseek_mini.model.causal import causal_attention
+from model.helpers import inputs
 
 T = 2 * causal.CHUNK + 22
 """Three chunks, the last one cut short."""

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from model.helpers import fill
 from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
@@ -13,6 +12,7 @@ from deepseek_mini.model.attention import MultiHeadLatentAttention
 from deepseek_mini.model.experts import Mlp
 from deepseek_mini.model.moe import MoE
 from deepseek_mini.model.transformer import Transformer
+from model.helpers import fill
 
 BASE: dict[str, Any] = {
     "vocab_size": 97, "dim": 32, "inter_dim": 48, "moe_inter_dim": 24, "n_layers": 3, "n_dense_layers": 1,

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from model.helpers import tiny, tiny_mtp
 
 from deepseek_mini.config import Attention, ModelConfig
 from deepseek_mini.model.transformer import _fill_normal, build_model
+from model.helpers import tiny, tiny_mtp
 
 CPU = torch.device("cpu")
 

@@ -2,11 +2,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from model.helpers import assert_close, inputs, many, seeds
-from oracles import autodiff, layers
 
 from deepseek_mini.model.loss import linear_cross_entropy
 from deepseek_mini.model.mtp import IGNORE
+from model.helpers import assert_close, inputs, many, seeds
+from oracles import autodiff, layers
 
 
 @many

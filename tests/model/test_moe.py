@@ -2,6 +2,11 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+
+from deepseek_mini.config import ModelConfig, ScoreFunction
+from deepseek_mini.model import experts as experts_module
+from deepseek_mini.model.experts import RoutedExperts
+from deepseek_mini.model.moe import MoE
 from model.helpers import (
     MARGIN,
     assert_close,
@@ -16,11 +21,6 @@ from model.helpers import (
 )
 from oracles import autodiff
 from oracles import moe as oracle
-
-from deepseek_mini.config import ModelConfig, ScoreFunction
-from deepseek_mini.model import experts as experts_module
-from deepseek_mini.model.experts import RoutedExperts
-from deepseek_mini.model.moe import MoE
 
 
 def filled(config: ModelConfig, seed: int = 0) -> MoE:

@@ -1,10 +1,10 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from model.helpers import fill, inputs, many, model_with, tiny, tiny_mtp, tokens
 
 from deepseek_mini.model.mtp import IGNORE, MtpModule, mtp_targets
 from deepseek_mini.model.transformer import Transformer
+from model.helpers import fill, inputs, many, model_with, tiny, tiny_mtp, tokens
 
 
 @many

@@ -1,10 +1,10 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from model.helpers import assert_close, fill, inputs, many, seeds
-from oracles import layers
 
 from deepseek_mini.model.norm import RMSNorm
+from model.helpers import assert_close, fill, inputs, many, seeds
+from oracles import layers
 
 
 @many

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from model.helpers import assert_close, attention_fields, inputs, many, seeds, tiny
-from oracles import autodiff, rope
 
 from deepseek_mini.config import ModelConfig
 from deepseek_mini.model.rope import apply_rope, rope_frequencies, rotation_table, softmax_scale
+from model.helpers import assert_close, attention_fields, inputs, many, seeds, tiny
+from oracles import autodiff, rope
 
 
 @many

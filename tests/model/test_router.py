@@ -5,6 +5,10 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch import nn
+
+from deepseek_mini.config import Balance, GroupScore, ModelConfig, MoeConfig, ScoreFunction
+from deepseek_mini.model.router import Gate, sequence_balance_loss, update_bias
 from model.helpers import (
     MARGIN,
     assert_close,
@@ -18,10 +22,6 @@ from model.helpers import (
     tiny,
 )
 from oracles import autodiff, router
-from torch import nn
-
-from deepseek_mini.config import Balance, GroupScore, ModelConfig, MoeConfig, ScoreFunction
-from deepseek_mini.model.router import Gate, sequence_balance_loss, update_bias
 
 
 def gate_with(scores: list[float], bias: list[float] | None = None, **changes: Any) -> Gate:

@@ -2,6 +2,10 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch import Tensor
+
+from deepseek_mini.config import Attention, MtpConfig
+from deepseek_mini.model.transformer import Losses, Transformer, build_model, recompute_blocks
 from model.helpers import (
     MARGIN,
     assert_close,
@@ -18,10 +22,6 @@ from model.helpers import (
 )
 from oracles import autodiff
 from oracles import transformer as oracle
-from torch import Tensor
-
-from deepseek_mini.config import Attention, MtpConfig
-from deepseek_mini.model.transformer import Losses, Transformer, build_model, recompute_blocks
 
 
 def total(losses: Losses) -> Tensor:

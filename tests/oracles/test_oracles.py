@@ -5,6 +5,7 @@ import random
 from types import SimpleNamespace
 
 import pytest
+
 from oracles import autodiff, layers, rope, router
 
 V3 = SimpleNamespace(

@@ -91,11 +91,9 @@ def test_a_tracker_that_cannot_be_had_is_an_error_before_anything_is_shown(
     run_dir: Path, header: Header, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    for logger in (
-        LoggerConfig(tensorboard=TensorboardConfig()),
-        LoggerConfig(wandb=WandbConfig(mode="onlin")),
-    ):
-        with pytest.raises(ValueError, match=r"tensorboard|logger\.wandb\.mode"):
+    monkeypatch.setenv("WANDB_MODE", "onlin")
+    for logger in (LoggerConfig(tensorboard=TensorboardConfig()), LoggerConfig(wandb=WandbConfig())):
+        with pytest.raises(ValueError, match=r"tensorboard|WANDB_MODE=onlin"):
             build_trackers(Config(logger=logger), run_dir, header, attempt=1)
     assert capsys.readouterr().out == ""
 

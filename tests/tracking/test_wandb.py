@@ -132,8 +132,8 @@ def test_online_without_a_key_becomes_offline_instead_of_a_question(
 
 
 def test_an_unknown_mode_is_an_error_that_names_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"logger\.wandb\.mode=on.*choose online, offline, disabled"):
-        choose_mode(WandbConfig(mode="on"))
+    with pytest.raises(ValueError, match=r"logger\.wandb\.mode=on must be one of online, offline, disabled"):
+        WandbConfig(mode="on")
     monkeypatch.setenv("WANDB_MODE", "on")
     with pytest.raises(ValueError, match="WANDB_MODE=on"):
         choose_mode(WandbConfig())

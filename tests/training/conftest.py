@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from small_run import SMALL, merge, write_corpus
 
 from deepseek_mini.compose import load_config
 from deepseek_mini.config import Config
+from small_run import SMALL, merge, write_corpus
 
 
 @pytest.fixture

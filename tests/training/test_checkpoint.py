@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_model import small_model_config
 
 from deepseek_mini.config import Optimizer, OptimizerConfig
 from deepseek_mini.model.transformer import Transformer, build_model
 from deepseek_mini.optim.build import build_optimizers
 from deepseek_mini.run_files import latest_checkpoint, list_checkpoints
 from deepseek_mini.training.checkpoint import RunState, load_checkpoint, save_checkpoint
+from small_model import small_model_config
 
 CPU = torch.device("cpu")
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from small_model import small_model_config
 
 from deepseek_mini.config import Balance, ModelConfig, OptimizerConfig
 from deepseek_mini.data import Batch
@@ -11,6 +10,7 @@ from deepseek_mini.optim.build import build_optimizers
 from deepseek_mini.optim.schedule import StepPlan
 from deepseek_mini.training.guards import NonFinite
 from deepseek_mini.training.step import count_targets, train_step
+from small_model import small_model_config
 
 PLAN = StepPlan(1, 0, 6, 0, lr=1e-3, mtp_weight=0.3, bias_update_rate=0.01)
 AUTOCAST = torch.autocast("cpu", torch.bfloat16, enabled=False)

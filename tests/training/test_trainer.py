@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_run import merge
 
 from deepseek_mini import run_files
 from deepseek_mini.compose import load_config
 from deepseek_mini.training import step, trainer
 from deepseek_mini.training.trainer import run
+from small_run import merge
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -1,0 +1,73 @@
+"""scripts/sample.py: text and JSON from a run, and errors that name the file."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from deepseek_mini.compose import load_config
+from deepseek_mini.training.trainer import run
+from small_run import SMALL, write_corpus
+
+MAIN = runpy.run_path(str(Path(__file__).resolve().parents[1] / "scripts" / "sample.py"))["main"]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample")
+    corpus = write_corpus(folder / "corpus")
+    paths = [f"data.path='{corpus}/*.txt'", f"data.cache_dir='{folder / 'cache'}'"]
+    run(load_config([*SMALL, *paths]), folder / "run", [])
+    return folder / "run"
+
+
+def test_json_has_the_agreed_keys_and_nothing_else_on_stdout(run_dir, capsys):
+    assert MAIN([str(run_dir), "--prompt", "the cat", "--max-new-tokens", "5", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert set(answer) == {"text", "tokens", "tokens_per_second", "acceptance_rate"}
+    assert len(answer["tokens"]) <= 5
+    assert answer["acceptance_rate"] is None
+
+
+def test_temperature_zero_repeats(run_dir, capsys):
+    arguments = [
+        str(run_dir),
+        "--prompt",
+        "two dogs",
+        "--temperature",
+        "0",
+        "--max-new-tokens",
+        "6",
+        "--json",
+    ]
+    texts = []
+    for _ in range(2):
+        assert MAIN(arguments) == 0
+        texts.append(json.loads(capsys.readouterr().out)["text"])
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-new-tokens", "0"], "--max-new-tokens 0"),
+        (["--temperature", "-1"], "--temperature -1"),
+        (["--prompt", ""], "prompt is empty"),
+    ],
+)
+def test_bad_arguments_exit_with_2_and_name_the_argument(run_dir, capsys, arguments, message):
+    assert MAIN([str(run_dir), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_directory_that_is_no_run_is_named(tmp_path, capsys):
+    assert MAIN([str(tmp_path / "nowhere")]) == 2
+    assert "nowhere/config.yaml: no such file" in capsys.readouterr().err
+
+
+def test_a_run_without_a_checkpoint_is_named(run_dir, tmp_path, capsys):
+    for name in ("config.yaml", "tokenizer.json"):
+        (tmp_path / name).write_bytes((run_dir / name).read_bytes())
+    assert MAIN([str(tmp_path)]) == 2
+    assert "checkpoints: no checkpoint yet" in capsys.readouterr().err
