@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepseek_mini.config import ModelConfig
+from deepseek_mini.model.dtype import compute_dtype
 from deepseek_mini.model.router import count_assignments
 
 
@@ -40,7 +41,7 @@ class RoutedExperts(nn.Module):
     def forward(self, x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor) -> Tensor:
         """Sum over each token's experts of weight * expert(x): `[N, D]` in the dtype of the products."""
         plan = plan_dispatch(experts_NK, len(self.w1))
-        dtype = _compute_dtype(x_ND)
+        dtype = compute_dtype(x_ND)
         x_SD = _Dispatch.apply(x_ND.to(dtype), plan)
         weights_S1 = weights_NK.flatten().index_select(0, plan.order_S).unsqueeze(1).to(dtype)
         stacks = (self.w1.to(dtype), self.w2.to(dtype), self.w3.to(dtype))
@@ -153,8 +154,3 @@ def _segments(counts_E: Tensor) -> list[tuple[int, slice]]:
     ends = counts_E.cumsum(0).tolist()
     segments = enumerate(map(slice, [0, *ends[:-1]], ends))
     return [(e, s) for e, s in segments if s.stop > s.start]
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

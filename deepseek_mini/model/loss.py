@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deepseek_mini.model.dtype import compute_dtype
+
 CHUNK_ELEMENTS = 1 << 22
 """Logits per chunk: 16 MiB in float32."""
 
@@ -17,10 +19,8 @@ def linear_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, 
     Targets equal to `ignore` add nothing. The gradients are formed chunk by chunk in the forward pass, so
     the logits exist once and are gone before the backward pass.
     """
-    device = hidden_ND.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        hidden_ND, head_VD = hidden_ND.to(dtype), head_VD.to(dtype)
+    dtype = compute_dtype(hidden_ND)
+    hidden_ND, head_VD = hidden_ND.to(dtype), head_VD.to(dtype)
     return _LinearCrossEntropy.apply(hidden_ND, head_VD, targets_N, ignore, torch.is_grad_enabled())
 
 
