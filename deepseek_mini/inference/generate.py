@@ -43,6 +43,7 @@ def generate(
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], max_seq_len: int) -> None:
+    """Raise ValueError for a prompt without tokens, or one that leaves no room for another."""
     for prompt in prompts:
         if not prompt:
             raise ValueError("the prompt is empty: give at least one token of text")
