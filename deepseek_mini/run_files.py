@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from deepseek_mini.config import Config, LoggerConfig
+from deepseek_mini.cost.jsonlines import read_lines
 
 CONFIG = "config.yaml"
 OVERRIDES = "overrides.txt"
@@ -46,7 +47,7 @@ def read_config(run_dir: Path) -> Config:
 
 
 def claim(run_dir: Path, config: Config, overrides: list[str]) -> None:
-    """Write what runs here, or make sure that it is the same as before.
+    """Write what runs here, or make sure that it is the same as before; a finished run keeps its records.
 
     Raises ValueError with the difference if the directory belongs to a run with other settings.
     """
@@ -61,6 +62,8 @@ def claim(run_dir: Path, config: Config, overrides: list[str]) -> None:
             f"{path}: this run has other settings (- there, + now); choose another run_dir or remove it\n  "
             + "\n  ".join(changed[:20])
         )
+    if is_finished(run_dir):
+        return
     path.write_text(text)
     (run_dir / OVERRIDES).write_text("".join(f"{line}\n" for line in overrides))
     (run_dir / GIT_DIFF).write_text(_git("diff", "HEAD") or "")
@@ -102,13 +105,7 @@ def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The logged steps in order; of a step that was done again, the last time."""
     path = run_dir / METRICS
-    rows = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # a line torn by a kill
-        rows[row["step"]] = row
+    rows = {row["step"]: row for row in read_lines(path)} if path.exists() else {}
     return [rows[step] for step in sorted(rows)]
 
 

@@ -24,17 +24,11 @@ from deepseek_mini.cost.hardware import (
     matmul_peak,
     total_memory,
 )
-from deepseek_mini.model.transformer import Transformer
+from deepseek_mini.model.transformer import build_on_meta
 from deepseek_mini.optim.schedule import total_tokens
 
 ASSUMED_MFU = {"cpu": 0.35, "cuda": 0.25}
 """CPU: of the order of this package's own runs. GPU: the median of published MoE runs on H100-class GPUs."""
-
-
-def build_on_meta(config: ModelConfig) -> Transformer:
-    """The real model without memory: shapes only."""
-    with torch.device("meta"):
-        return Transformer(config)
 
 
 def describe_run(config: Config) -> str:

@@ -6,7 +6,7 @@ import torch
 
 from deepseek_mini import run_files
 from deepseek_mini.config import ModelConfig
-from deepseek_mini.model.transformer import Transformer
+from deepseek_mini.model.transformer import Transformer, build_on_meta
 from deepseek_mini.tensor_files import load_weights, read_tensors
 
 
@@ -17,8 +17,7 @@ def load_model(run_dir: Path, config: ModelConfig, device: torch.device) -> Tran
         raise ValueError(
             f"{run_dir / run_files.CHECKPOINTS}: no checkpoint yet; let the run reach its first one"
         )
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = build_on_meta(config)
     model.to_empty(device=device)
     path = checkpoint / "model.safetensors"
     load_weights(model, read_tensors(path, device), path)

@@ -142,10 +142,15 @@ def stack_counts(stats: list[MoeStats]) -> Tensor:
     return torch.stack([s.counts_E for s in stats]) if stats else torch.zeros(0, 0, dtype=torch.int64)
 
 
+def build_on_meta(config: ModelConfig) -> Transformer:
+    """The real model without memory: shapes only."""
+    with torch.device("meta"):
+        return Transformer(config)
+
+
 def build_model(config: ModelConfig, device: torch.device, seed: int) -> Transformer:
     """An initialised float32 model on `device`."""
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = build_on_meta(config)
     model.to_empty(device=device)
     init_parameters(model, config.init_std, seed)
     return model

@@ -20,11 +20,10 @@ from torch import nn
 from benchmarks.result import Result, compared
 from deepseek_mini.compose import ConfigError
 from deepseek_mini.config import Attention, Config, Format, ModelConfig, ScoreFunction
-from deepseek_mini.cost.estimate import build_on_meta
 from deepseek_mini.cost.flops import flops_per_token
 from deepseek_mini.cost.hardware import Peak, choose_device, choose_precision, matmul_peak
 from deepseek_mini.data import Batch, build_data
-from deepseek_mini.model.transformer import build_model
+from deepseek_mini.model.transformer import build_model, build_on_meta
 from deepseek_mini.optim.build import build_optimizers
 from deepseek_mini.optim.schedule import StepPlan
 from deepseek_mini.training.setup import keep_freed_memory, make_deterministic

@@ -215,7 +215,7 @@ def test_matmul_flops_are_six_per_weight_that_a_token_meets(config: ModelConfig)
 
 def _tensors(config: ModelConfig) -> tuple[dict[str, int], dict[str, int]]:
     """Sizes of the parameters and gate biases of the built model, main and MTP apart."""
-    from deepseek_mini.cost.estimate import build_on_meta
+    from deepseek_mini.model.transformer import build_on_meta
 
     sizes = {name: tensor.numel() for name, tensor in build_on_meta(config).state_dict().items()}
     mtp = {name: n for name, n in sizes.items() if name.startswith("mtp.")}

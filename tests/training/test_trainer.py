@@ -89,11 +89,13 @@ def test_a_resumed_run_is_bitwise_identical(make_config, tmp_path, optimizer, mo
 def test_a_finished_run_says_so_and_trains_no_further(make_config, tmp_path, capsys):
     config = make_config()
     run(config, tmp_path / "run", [])
-    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    names = ("metrics.jsonl", "ledger.jsonl", "git.diff", "overrides.txt")
+    (tmp_path / "run" / "git.diff").write_text("what ran")
+    before = [(tmp_path / "run" / name).read_bytes() for name in names]
     capsys.readouterr()
     assert run(config, tmp_path / "run", []) == 0
     assert "is finished" in capsys.readouterr().out
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    assert [(tmp_path / "run" / name).read_bytes() for name in names] == before
 
 
 def test_changed_settings_are_refused_with_the_difference(make_config, tmp_path):
