@@ -266,9 +266,11 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     """Largest global gradient norm."""
     muon_momentum: float = 0.95
+    embedding_lr_scale: float = 1.0
+    """Learning rate of the embedding in units of `lr`; V3 has one rate for all."""
 
     def __post_init__(self) -> None:
-        for key in ("lr", "eps", "clip_norm"):
+        for key in ("lr", "eps", "clip_norm", "embedding_lr_scale"):
             value = getattr(self, key)
             _require(value > 0, f"optimizer.{key}={value} must be positive")  # NaN is not
         for key in ("beta1", "beta2", "muon_momentum"):

@@ -1,9 +1,10 @@
 """SwiGLU layers: the dense MLP, and the routed experts with their tokens sorted by expert.
 
-Legend: N tokens, K experts per token, S = N * K assignments in expert order, E experts, D model width,
-I inner width.
+Legend: N tokens, K experts per token, S = N * K assignments in expert order, E experts, C assignments
+of one expert, D model width, I inner width.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -96,7 +97,8 @@ class _Combine(torch.autograd.Function):
 
 
 def _sum_places(y_SD: Tensor, plan: DispatchPlan) -> Tensor:
-    return y_SD.index_select(0, plan.place_S).unflatten(0, (-1, plan.n_activated)).sum(1)
+    """Sum over each token's assignments, `[N, D]`, gathered and added in one pass."""
+    return F.embedding_bag(plan.place_S.unflatten(0, (-1, plan.n_activated)), y_SD, mode="sum")
 
 
 def _grouped_experts(x_SD, weights_S1, w1_EID, w2_EDI, w3_EID, counts_E):
@@ -117,11 +119,14 @@ class _ExpertLoop(torch.autograd.Function):
     def forward(ctx, x_SD, weights_S1, w1_EID, w2_EDI, w3_EID, counts_E):
         gate_SI = x_SD.new_empty(len(x_SD), w1_EID.shape[1])
         up_SI, y_SD = torch.empty_like(gate_SI), torch.empty_like(x_SD)
-        ctx.segments = _segments(counts_E)
-        for e, s in ctx.segments:
-            torch.mm(x_SD[s], w1_EID[e].T, out=gate_SI[s])
-            torch.mm(x_SD[s], w3_EID[e].T, out=up_SI[s])
-            torch.mm(F.silu(gate_SI[s]).mul_(up_SI[s]).mul_(weights_S1[s]), w2_EDI[e].T, out=y_SD[s])
+        ctx.counts = counts_E.tolist()
+        rows = (x_SD, weights_S1, gate_SI, up_SI, y_SD)
+        for x_CD, weights_C1, gate_CI, up_CI, y_CD, w1_ID, w2_DI, w3_ID in _each_expert(
+            ctx.counts, rows, (w1_EID, w2_EDI, w3_EID)
+        ):
+            torch.mm(x_CD, w1_ID.T, out=gate_CI)
+            torch.mm(x_CD, w3_ID.T, out=up_CI)
+            torch.mm(F.silu(gate_CI).mul_(up_CI).mul_(weights_C1), w2_DI.T, out=y_CD)
         ctx.save_for_backward(x_SD, weights_S1, w1_EID, w2_EDI, w3_EID, gate_SI, up_SI)
         return y_SD
 
@@ -131,26 +136,35 @@ class _ExpertLoop(torch.autograd.Function):
         x_SD, weights_S1, w1_EID, w2_EDI, w3_EID, gate_SI, up_SI = ctx.saved_tensors
         d_x_SD, d_weights_S1 = torch.empty_like(x_SD), torch.empty_like(weights_S1)
         d_w1, d_w2, d_w3 = torch.zeros_like(w1_EID), torch.zeros_like(w2_EDI), torch.zeros_like(w3_EID)
-        for e, s in ctx.segments:
-            sigmoid_SI = torch.sigmoid(gate_SI[s])
-            silu_SI = sigmoid_SI * gate_SI[s]
-            inner_SI = silu_SI * up_SI[s]
-            torch.mm(d_y_SD[s].T, inner_SI * weights_S1[s], out=d_w2[e])
-            d_inner_SI = d_y_SD[s] @ w2_EDI[e]
-            torch.sum(d_inner_SI * inner_SI, 1, keepdim=True, out=d_weights_S1[s])
-            d_inner_SI *= weights_S1[s]
-            d_up_SI = d_inner_SI * silu_SI
-            slope_SI = silu_SI.neg_().add_(gate_SI[s]).add_(1).mul_(sigmoid_SI)
-            d_gate_SI = d_inner_SI.mul_(up_SI[s]).mul_(slope_SI)
-            torch.mm(d_gate_SI.T, x_SD[s], out=d_w1[e])
-            torch.mm(d_up_SI.T, x_SD[s], out=d_w3[e])
-            torch.mm(d_gate_SI, w1_EID[e], out=d_x_SD[s])
-            d_x_SD[s].addmm_(d_up_SI, w3_EID[e])
+        rows = (x_SD, weights_S1, gate_SI, up_SI, d_y_SD, d_x_SD, d_weights_S1)
+        stacks = (w1_EID, w2_EDI, w3_EID, d_w1, d_w2, d_w3)
+        for x_CD, weights_C1, gate_CI, up_CI, d_y_CD, d_x_CD, d_weights_C1, *matrices in _each_expert(
+            ctx.counts, rows, stacks
+        ):
+            w1_ID, w2_DI, w3_ID, d_w1_ID, d_w2_DI, d_w3_ID = matrices
+            sigmoid_CI = torch.sigmoid(gate_CI)
+            silu_CI = sigmoid_CI * gate_CI
+            inner_CI = silu_CI * up_CI
+            torch.mm(d_y_CD.T, inner_CI * weights_C1, out=d_w2_DI)
+            d_inner_CI = d_y_CD @ w2_DI
+            torch.sum(d_inner_CI * inner_CI, 1, keepdim=True, out=d_weights_C1)
+            d_inner_CI *= weights_C1
+            d_up_CI = d_inner_CI * silu_CI
+            slope_CI = silu_CI.neg_().add_(gate_CI).add_(1).mul_(sigmoid_CI)
+            d_gate_CI = d_inner_CI.mul_(up_CI).mul_(slope_CI)
+            torch.mm(d_gate_CI.T, x_CD, out=d_w1_ID)
+            torch.mm(d_up_CI.T, x_CD, out=d_w3_ID)
+            torch.mm(d_gate_CI, w1_ID, out=d_x_CD)
+            d_x_CD.addmm_(d_up_CI, w3_ID)
         return d_x_SD, d_weights_S1, d_w1, d_w2, d_w3, None
 
 
-def _segments(counts_E: Tensor) -> list[tuple[int, slice]]:
-    """Rows of each expert that has any, in expert order."""
-    ends = counts_E.cumsum(0).tolist()
-    segments = enumerate(map(slice, [0, *ends[:-1]], ends))
-    return [(e, s) for e, s in segments if s.stop > s.start]
+def _each_expert(
+    counts: list[int], rows: Sequence[Tensor], stacks: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, ...]]:
+    """For every expert with assignments: its rows of the sorted tensors, then its matrices of the stacks."""
+    rows_of_each = zip(*(tensor.split(counts) for tensor in rows), strict=True)
+    matrices_of_each = zip(*(stack.unbind(0) for stack in stacks), strict=True)
+    for count, own_rows, matrices in zip(counts, rows_of_each, matrices_of_each, strict=True):
+        if count:
+            yield *own_rows, *matrices

@@ -41,24 +41,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         row = 0
         chunks = zip(_chunks(hidden_ND, head_VD), _chunks(targets_N, head_VD), strict=True)
         for hidden_CD, targets_C in chunks:
-            logits_CV = _logits(hidden_CD, head_VD)
             valid_C1 = (targets_C != ignore).unsqueeze(1)
             targets_C1 = targets_C.unsqueeze(1).where(valid_C1, 0)
-            largest_C1 = logits_CV.amax(-1, keepdim=True)
-            wanted_C1 = logits_CV.gather(1, targets_C1) - largest_C1
-            exps_CV = logits_CV.sub_(largest_C1).exp_()
-            sums_C1 = exps_CV.sum(-1, keepdim=True)
-            total += ((sums_C1.log() - wanted_C1) * valid_C1).sum()
+            log_probs_CV = _logits(hidden_CD, head_VD).log_softmax(-1)
+            total -= (log_probs_CV.gather(1, targets_C1) * valid_C1).sum()
             if d_hidden is None or d_head is None:
                 continue
-            d_logits_CV = exps_CV.mul_(valid_C1 / sums_C1)
-            d_logits_CV.scatter_add_(1, targets_C1, -valid_C1.to(wide))
+            d_logits_CV = log_probs_CV.exp_().scatter_add_(
+                1, targets_C1, -torch.ones_like(valid_C1, dtype=wide)
+            )
             d_logits_CV = d_logits_CV.to(hidden_CD.dtype)
-            torch.mm(d_logits_CV, head_VD, out=d_hidden[row : row + len(hidden_CD)])
+            d_hidden_CD = torch.mm(d_logits_CV, head_VD, out=d_hidden[row : row + len(hidden_CD)])
+            d_hidden_CD *= valid_C1
+            valid_CD = hidden_CD * valid_C1
             if d_head.dtype == d_logits_CV.dtype:
-                d_head.addmm_(d_logits_CV.T, hidden_CD)
+                d_head.addmm_(d_logits_CV.T, valid_CD)
             else:
-                d_head += d_logits_CV.T @ hidden_CD
+                d_head += d_logits_CV.T @ valid_CD
             row += len(hidden_CD)
         ctx.save_for_backward(d_hidden, d_head)
         ctx.head_dtype = head_VD.dtype

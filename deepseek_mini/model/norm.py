@@ -1,4 +1,4 @@
-"""RMSNorm with DeepSeek's epsilon."""
+"""RMSNorm with DeepSeek's epsilon. Legend: N positions, D normalised width."""
 
 import torch
 import torch.nn.functional as F
@@ -16,4 +16,32 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, self.weight.dtype)
-        return F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), EPSILON).to(x.dtype)
+        compute = _RmsNorm.apply if x.device.type == "cpu" else _fused_rms_norm
+        return compute(x.to(wide), self.weight.to(wide)).to(x.dtype)
+
+
+def _fused_rms_norm(x: Tensor, weight_D: Tensor) -> Tensor:
+    return F.rms_norm(x, weight_D.shape, weight_D, EPSILON)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """The same with a backward pass of five sweeps over memory: PyTorch has no kernel of it for CPUs."""
+
+    @staticmethod
+    def forward(ctx, x, weight_D):
+        x_ND = x.reshape(-1, x.shape[-1])
+        square_N1 = torch.linalg.vector_norm(x_ND, dim=-1, keepdim=True).square()
+        scale_N1 = (square_N1 / x_ND.shape[1] + EPSILON).rsqrt()
+        ctx.save_for_backward(x_ND, weight_D, scale_N1)
+        return (x_ND * scale_N1).mul_(weight_D).view(x.shape)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_y):
+        x_ND, weight_D, scale_N1 = ctx.saved_tensors
+        d_y_ND = d_y.reshape(x_ND.shape)
+        product_ND = d_y_ND * x_ND
+        d_weight_D = scale_N1.view(-1) @ product_ND
+        along_N1 = (product_ND @ weight_D).unsqueeze(1) * scale_N1**3 / x_ND.shape[1]
+        d_x_ND = torch.mul(d_y_ND, weight_D, out=product_ND).mul_(scale_N1).addcmul_(x_ND, along_N1, value=-1)
+        return d_x_ND.view(d_y.shape), d_weight_D

@@ -17,11 +17,18 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
     """
     named = dict(model.named_parameters())
     hidden = {n for n in named if config.name is Optimizer.muon and _is_hidden_matrix(n, named[n])}
-    matrices = {n for n, p in named.items() if p.ndim >= 2} - hidden
-    vectors = set(named) - matrices - hidden
+    embedding = {n for n in named if n.startswith("embed.")}
+    matrices = {n for n, p in named.items() if p.ndim >= 2} - hidden - embedding
+    vectors = set(named) - matrices - hidden - embedding
+
+    def group(names: set[str], weight_decay: float, lr_scale: float = 1.0) -> dict:
+        parameters = [named[n] for n in sorted(names)]
+        return {"params": parameters, "weight_decay": weight_decay, "lr_scale": lr_scale}
+
     groups = [
-        {"params": [named[n] for n in sorted(matrices)], "weight_decay": config.weight_decay},
-        {"params": [named[n] for n in sorted(vectors)], "weight_decay": 0.0},
+        group(matrices, config.weight_decay),
+        group(vectors, weight_decay=0.0),
+        group(embedding, config.weight_decay, config.embedding_lr_scale),
     ]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(
@@ -29,8 +36,8 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
         )
     ]
     if hidden:
-        parameters = [named[n] for n in sorted(hidden)]
-        optimizers.append(Muon(parameters, config.lr, config.muon_momentum, config.weight_decay))
+        muon_groups = [group(hidden, config.weight_decay)]
+        optimizers.append(Muon(muon_groups, config.lr, config.muon_momentum, config.weight_decay))
     return optimizers
 
 
@@ -40,6 +47,7 @@ def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
 
 
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
+    """The step's learning rate, for each group in its own scale."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]

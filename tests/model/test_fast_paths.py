@@ -11,6 +11,7 @@ from deepseek_mini.model import causal, loss
 from deepseek_mini.model.causal import causal_attention
 from deepseek_mini.model.experts import RoutedExperts, _grouped_experts, plan_dispatch
 from deepseek_mini.model.loss import linear_cross_entropy, token_losses
+from deepseek_mini.model.norm import RMSNorm, _fused_rms_norm
 
 exact = {"rtol": 1e-9, "atol": 1e-11}
 
@@ -152,3 +153,23 @@ def test_chunked_cross_entropy_equals_full_logits(n_tokens, vocab, dim, chunk):
         gradients, torch.autograd.grad(3 * expected.sum(), (hidden, head)), strict=True
     ):
         torch.testing.assert_close(gradient, reference, **exact)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 7, 33), (2, 3, 4, 130)])
+def test_norm_with_its_own_backward_equals_pytorchs(shape):
+    x, d_y, norm = randn(*shape, seed=1), randn(*shape, seed=2), RMSNorm(shape[-1]).double()
+    torch.nn.init.normal_(norm.weight)
+    expected = _fused_rms_norm(x, norm.weight)
+    torch.testing.assert_close(norm(x), expected, **exact)
+    gradients = torch.autograd.grad(norm(x), (x, norm.weight), d_y)
+    for gradient, reference in zip(
+        gradients, torch.autograd.grad(expected, (x, norm.weight), d_y), strict=True
+    ):
+        torch.testing.assert_close(gradient, reference, **exact)
+
+
+def test_norm_of_a_transposed_tensor_equals_pytorchs():
+    x, d_y, norm = randn(5, 6, 8, seed=1), randn(6, 5, 8, seed=2), RMSNorm(8).double()
+    (gradient,) = torch.autograd.grad(norm(x.transpose(0, 1)), x, d_y)
+    (reference,) = torch.autograd.grad(_fused_rms_norm(x.transpose(0, 1), norm.weight), x, d_y)
+    torch.testing.assert_close(gradient, reference, **exact)
