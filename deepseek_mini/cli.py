@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
-from deepseek_mini.compose import ConfigError, compose, config_dir, group_options
+from deepseek_mini.compose import ConfigError, compose, default_choices, group_options
 from deepseek_mini.run_dir import run_directory
 from deepseek_mini.sweep import INTERRUPTED, child_command, plan, run_jobs
 
@@ -37,7 +35,7 @@ Options
   --config-dir DIR  look for options in DIR/model/, DIR/experiment/, ... as well
 
 Examples
-  python train.py                                       a few minutes on a laptop
+  python train.py                                       about ten minutes on a laptop
   python train.py model=small precision=bf16            about 150M parameters, on one GPU
   python train.py optimizer.lr=1e-3 trainer.max_steps=500
   python train.py data=text_files 'data.path="books/*.txt"'
@@ -148,11 +146,7 @@ def _refuse_ranks(arguments: Arguments) -> None:
 
 def help_text(user_dir: Path | None = None) -> str:
     """One screen: what this is, the groups and their options as found in configs/, examples."""
-    defaults: dict[str, str | None] = {}
-    for entry in yaml.safe_load((config_dir() / "config.yaml").read_text())["defaults"]:
-        if isinstance(entry, dict):
-            defaults.update(entry)
-    lines = []
+    defaults, lines = default_choices(), []
     for group, options in group_options(user_dir).items():
         names = "  ".join(f"{name}*" if name == defaults.get(group) else name for name in options)
         lines.append(textwrap.fill(names, 96, initial_indent=f"  {group:<12}", subsequent_indent=" " * 14))

@@ -26,6 +26,7 @@ from yaml import YAMLError
 
 from deepseek_mini.config import Config
 from deepseek_mini.keys import config_keys, describe, legal_values, nearest
+from deepseek_mini.optim.schedule import check_length
 
 LIST_GROUP = "logger"
 """The one group that takes several options, as in `logger=[wandb,tensorboard]`."""
@@ -82,6 +83,11 @@ def compose(overrides: Sequence[str], user_dir: Path | None = None) -> Composed:
             _set_value(tree, override)
     settings = {override.key_or_group: override.value() for override in parsed}
     return Composed(_to_config(tree), settings, chosen["model"], chosen.get("experiment"), sweep)
+
+
+def default_choices() -> dict[str, str]:
+    """Group -> the option that is taken where the command line chooses none."""
+    return _compose_choices(())[1]
 
 
 def config_dir() -> Path:
@@ -144,14 +150,15 @@ def _check_key(text: str, groups: dict[str, list[str]]) -> tuple[str, str]:
     if word != key:
         fix = f"write {key}={value or 'VALUE'}" if exists else _suggestion(key, groups)
         raise ConfigError(f"{text}: keys can only be set, not added (+) or deleted (~); {fix}")
-    if not equals:
-        group = next((group for group, options in groups.items() if key in options), None)
-        raise ConfigError(f"{text}: missing '='; write {f'{group}={key}' if group else f'{key}=VALUE'}")
+    if not equals and (group := next((group for group, options in groups.items() if key in options), None)):
+        raise ConfigError(f"{text}: missing '='; write {group}={key}")
     if key in keys.sections and not exists:
         legal = _listing(f"keys of {key}", keys.within(key))
         raise ConfigError(f"{text}: {key} is a section; set its keys one by one\n{legal}")
     if not exists:
         raise ConfigError(f"{text}: {_suggestion(key, groups)}")
+    if not equals:
+        raise ConfigError(f"{text}: missing '='; write {key}=VALUE")
     return key, value
 
 
@@ -249,9 +256,10 @@ def _to_config(tree: DictConfig) -> Config:
     """The dataclasses, whose own checks see contradictions between fields."""
     try:
         config = OmegaConf.to_object(tree)
+        assert isinstance(config, Config)
+        check_length(config)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    assert isinstance(config, Config)
     return config

@@ -7,8 +7,13 @@ Keys under `model` carry the names of DeepSeek's own `config_671B.json`; the def
 (arXiv:2412.19437, section 4.2) unless a field says otherwise.
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from deepseek_mini.checks import require, require_at_least, require_positive
+
+LARGEST_SEED = 2**32 - 1
 
 
 class Attention(StrEnum):
@@ -83,7 +88,7 @@ class MoeConfig:
     """alpha_1 of V2's expert-level loss, used with balance=aux_loss."""
 
     def __post_init__(self) -> None:
-        _require_at_least("model.moe", self, 0, "bias_update_rate", "sequence_loss_weight", "aux_loss_weight")
+        require_at_least("model.moe", self, 0, "bias_update_rate", "sequence_loss_weight", "aux_loss_weight")
 
 
 @dataclass(slots=True)
@@ -96,7 +101,7 @@ class MtpConfig:
     """lambda, its peak."""
 
     def __post_init__(self) -> None:
-        _require_at_least("model.mtp", self, 0, "depth", "loss_weight")
+        require_at_least("model.mtp", self, 0, "depth", "loss_weight")
 
 
 @dataclass(slots=True)
@@ -145,55 +150,61 @@ class ModelConfig:
     group_score: GroupScore = GroupScore.top2
     """Score of an expert group: sum of its two best biased scores (V3) or its best one (V2)."""
     init_std: float = 0.006
+    init_from: str | None = None
+    """Start from these weights: a run, a checkpoint, an import, or a directory in Hugging Face's layout."""
     moe: MoeConfig = field(default_factory=MoeConfig)
     mtp: MtpConfig = field(default_factory=MtpConfig)
 
     def __post_init__(self) -> None:
-        _require_at_least(
+        require_at_least(
             *("model", self, 1, "vocab_size", "dim", "inter_dim", "n_layers", "n_heads", "n_kv_heads"),
             *("kv_lora_rank", "moe_inter_dim", "n_routed_experts", "n_activated_experts", "n_expert_groups"),
             *("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "max_seq_len", "original_seq_len"),
         )
-        _require_at_least("model", self, 0, "n_shared_experts", "q_lora_rank", "n_dense_layers")
-        for key in ("init_std", "rope_theta", "rope_factor", "route_scale"):
-            _require(getattr(self, key) > 0, f"model.{key}={getattr(self, key)} must be positive")
-        _require(
+        require_at_least("model", self, 0, "n_shared_experts", "q_lora_rank", "n_dense_layers", "mscale")
+        require_positive("model", self, "init_std", "rope_factor", "route_scale", "rope_theta", "beta_slow")
+        require(self.rope_theta > 1, f"model.rope_theta={self.rope_theta} must be above 1")
+        require(
+            self.beta_fast > self.beta_slow,
+            f"model.beta_fast={self.beta_fast} must be above model.beta_slow={self.beta_slow}",
+        )
+        require(
             self.n_dense_layers <= self.n_layers,
             f"model.n_dense_layers={self.n_dense_layers} exceeds model.n_layers={self.n_layers}",
         )
-        _require(
+        require(
             self.n_routed_experts % self.n_expert_groups == 0,
             f"model.n_routed_experts={self.n_routed_experts} is not divisible by "
             f"model.n_expert_groups={self.n_expert_groups}",
         )
-        _require(
+        require(
             1 <= self.n_limited_groups <= self.n_expert_groups,
             f"model.n_limited_groups={self.n_limited_groups} must lie between 1 and "
             f"model.n_expert_groups={self.n_expert_groups}",
         )
         reachable = self.n_limited_groups * self.experts_per_group
-        _require(
+        require(
             self.n_activated_experts <= reachable,
             f"model.n_activated_experts={self.n_activated_experts} exceeds the {reachable} experts of "
             f"model.n_limited_groups={self.n_limited_groups} groups; "
             f"set model.n_activated_experts<={reachable}",
         )
-        _require(
+        require(
             self.group_score is GroupScore.max or self.n_expert_groups == 1 or self.experts_per_group >= 2,
             f"model.group_score=top2 needs 2 experts per group, got {self.experts_per_group}; "
             "lower model.n_expert_groups or set model.group_score=max",
         )
-        _require(
+        require(
             self.qk_rope_head_dim % 2 == 0,
             f"model.qk_rope_head_dim={self.qk_rope_head_dim} must be even: RoPE turns pairs",
         )
         if self.attention is not Attention.mla:
-            _require(
+            require(
                 self.v_head_dim % 2 == 0,
                 f"model.v_head_dim={self.v_head_dim} must be even with model.attention={self.attention}",
             )
         if self.attention is Attention.gqa:
-            _require(
+            require(
                 self.n_heads % self.n_kv_heads == 0,
                 f"model.n_heads={self.n_heads} is not divisible by model.n_kv_heads={self.n_kv_heads}",
             )
@@ -238,9 +249,13 @@ class DataConfig:
     """Where tokenizers and token shards are kept; null is the user's cache folder."""
 
     def __post_init__(self) -> None:
-        _require_at_least("data", self, 1, "sequence_length", "batch_size")
+        require_at_least("data", self, 1, "sequence_length", "batch_size")
         fraction = self.validation_fraction
-        _require(0 < fraction < 1, f"data.validation_fraction={fraction} must lie between 0 and 1")
+        require(0 < fraction < 1, f"data.validation_fraction={fraction} must lie between 0 and 1")
+        require(
+            self.path is None or self.source is Source.text_files,
+            f"data.path={self.path!r} needs data=text_files; data={self.source} has its own text",
+        )
 
 
 @dataclass(slots=True)
@@ -270,13 +285,11 @@ class OptimizerConfig:
     """Learning rate of the embedding in units of `lr`; V3 has one rate for all."""
 
     def __post_init__(self) -> None:
-        for key in ("lr", "eps", "clip_norm", "embedding_lr_scale"):
-            value = getattr(self, key)
-            _require(value > 0, f"optimizer.{key}={value} must be positive")  # NaN is not
+        require_positive("optimizer", self, "lr", "eps", "clip_norm", "embedding_lr_scale")
         for key in ("beta1", "beta2", "muon_momentum"):
             value = getattr(self, key)
-            _require(0 <= value < 1, f"optimizer.{key}={value} must be at least 0 and below 1")
-        _require_at_least("optimizer", self, 0, "weight_decay")
+            require(0 <= value < 1, f"optimizer.{key}={value} must be at least 0 and below 1")
+        require_at_least("optimizer", self, 0, "weight_decay")
 
 
 @dataclass(slots=True)
@@ -307,17 +320,23 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         for name in ("lr", "mtp_weight", "bias_rate", "batch_size"):
-            ends = [phase.until for phase in getattr(self, name)]
-            _require(
+            phases: list[Phase] = getattr(self, name)
+            ends = [phase.until for phase in phases]
+            require(
                 bool(ends) and ends[-1] == 1.0 and [0.0, *ends] == sorted({0.0, *ends}),
                 f"schedule.{name}: the `until` of its phases must rise to 1.0, got {ends}",
             )
-            _require(
-                all(phase.value >= 0 for phase in getattr(self, name)),
-                f"schedule.{name}: a `value` must not be negative",
+            factors = [x for phase in phases for x in (phase.start, phase.value) if x is not None]
+            require(
+                all(0 <= factor < math.inf for factor in factors),
+                f"schedule.{name}: `start` and `value` must be finite and not negative, got {factors}",
             )
-        _require(0 <= self.warmup < 1, f"schedule.warmup={self.warmup} is a fraction of the run, below 1")
-        _require_at_least("schedule", self, 0, "min_warmup_steps")
+        require(
+            all(phase.value and phase.start != 0 for phase in self.batch_size),
+            "schedule.batch_size: `start` and `value` must be above 0: a step has a sequence at least",
+        )
+        require(0 <= self.warmup < 1, f"schedule.warmup={self.warmup} is a fraction of the run, below 1")
+        require_at_least("schedule", self, 0, "min_warmup_steps")
 
 
 @dataclass(slots=True)
@@ -343,15 +362,15 @@ class TrainerConfig:
     keep_checkpoints: int = 3
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             (self.max_steps is None) != (self.max_tokens is None),
             "trainer.max_steps and trainer.max_tokens: set exactly one of them, the other to null",
         )
-        _require_at_least(
+        require_at_least(
             *("trainer", self, 1, "max_steps", "max_tokens", "micro_batch_size", "log_every", "eval_every"),
             *("eval_sequences", "save_every", "keep_checkpoints"),
         )
-        _require_at_least("trainer", self, 0, "sample_every")
+        require_at_least("trainer", self, 0, "sample_every")
 
 
 @dataclass(slots=True)
@@ -365,7 +384,7 @@ class WandbConfig:
 
     def __post_init__(self) -> None:
         modes = ("online", "offline", "disabled")
-        _require(
+        require(
             self.mode in (None, *modes), f"logger.wandb.mode={self.mode} must be one of {', '.join(modes)}"
         )
 
@@ -375,6 +394,9 @@ class TensorboardConfig:
     """TensorBoard event files, in the run directory."""
 
     flush_seconds: int = 30
+
+    def __post_init__(self) -> None:
+        require_at_least("logger.tensorboard", self, 1, "flush_seconds")
 
 
 @dataclass(slots=True)
@@ -406,26 +428,15 @@ class Config:
     """Build on meta, print parameters, FLOPs, memory and time, and stop."""
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, f"seed={self.seed} must be at least 0")
-        _require(
+        require(0 <= self.seed <= LARGEST_SEED, f"seed={self.seed} must lie between 0 and {LARGEST_SEED}")
+        require(self.run_dir != "", "run_dir is empty; name a folder, or leave run_dir out")
+        require(
             self.data.sequence_length <= self.model.max_seq_len,
             f"data.sequence_length={self.data.sequence_length} exceeds "
             f"model.max_seq_len={self.model.max_seq_len}; shorten the sequences or raise model.max_seq_len",
         )
-        _require(
+        require(
             self.data.sequence_length > self.model.mtp.depth,
             f"data.sequence_length={self.data.sequence_length} leaves no token to predict at "
             f"model.mtp.depth={self.model.mtp.depth}",
         )
-
-
-def _require_at_least(section: str, settings: object, least: int, *keys: str) -> None:
-    """Refuse values below `least`; null is no value."""
-    for key in keys:
-        value = getattr(settings, key)
-        _require(value is None or value >= least, f"{section}.{key}={value} must be at least {least}")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

@@ -75,19 +75,19 @@ def describe(annotation: Any) -> str:
 def nearest(key: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known keys that `key` may stand for, the likeliest first.
 
-    Keys that end in the same name (`lr`, `optim.lr` and `model.lr` all mean `optimizer.lr`), else keys of the
-    same section that end in a similar name, else, if there is no such section, keys that are similar as a
-    whole, or in their last name.
+    Keys that end in the same name (`lr`, `optim.lr` and `model.lr` all mean `optimizer.lr`), only those of a
+    similar section if there is one; else keys of the same section that end in a similar name, else, if there
+    is no such section, keys that are similar as a whole, or in their last name.
     """
     known, key = list(known), key.lower()
     section, _, leaf = key.rpartition(".")
     same_leaf = [name for name in known if _leaf(name) == leaf]
-    same_leaf.sort(key=lambda name: not difflib.get_close_matches(section, [name.rpartition(".")[0]]))
+    near = [name for name in same_leaf if difflib.get_close_matches(section, [name.rpartition(".")[0]])]
     in_section = [name for name in known if section and name.rpartition(".")[0] == section]
     by_leaf = {_leaf(name): name for name in in_section}
     similar = [by_leaf[match] for match in difflib.get_close_matches(leaf, by_leaf, count)]
     if same_leaf or in_section:
-        return (same_leaf or similar)[:count]
+        return (near or same_leaf or similar)[:count]
     same_kind = [name for name in known if bool(section) == ("." in name)]
     alike = difflib.get_close_matches(key, same_kind, count, 0.7)
     leaves = difflib.get_close_matches(leaf, {_leaf(name): None for name in known}, count, 0.7)

@@ -5,6 +5,8 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ ENVIRONMENT = "environment.json"
 GIT_DIFF = "git.diff"
 METRICS = "metrics.jsonl"
 LEDGER = "ledger.jsonl"
+SAMPLES = "samples.jsonl"
 SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_PREFIX = "step_"
@@ -46,14 +49,22 @@ def read_config(run_dir: Path) -> Config:
     return config
 
 
-def claim(run_dir: Path, config: Config, overrides: list[str]) -> None:
-    """Write what runs here, or make sure that it is the same as before; a finished run keeps its records.
+@contextmanager
+def usable(run_dir: Path) -> Iterator[None]:
+    """Raises ValueError naming run_dir for what the system does not allow there."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"run_dir={run_dir} cannot be used ({error}); choose another run_dir") from error
 
-    Raises ValueError with the difference if the directory belongs to a run with other settings.
+
+def refuse_changes(run_dir: Path, config: Config) -> None:
+    """Raise ValueError with the difference if the directory belongs to a run with other settings.
+
+    A start that failed before its first step makes no such claim.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
     path, text = run_dir / CONFIG, config_text(config)
-    if path.exists() and path.read_text() != text:
+    if is_used(run_dir) and path.exists() and path.read_text() != text:
         lines = difflib.unified_diff(
             path.read_text().splitlines(), text.splitlines(), "there", "now", n=0, lineterm=""
         )
@@ -62,15 +73,23 @@ def claim(run_dir: Path, config: Config, overrides: list[str]) -> None:
             f"{path}: this run has other settings (- there, + now); choose another run_dir or remove it\n  "
             + "\n  ".join(changed[:20])
         )
-    if is_finished(run_dir):
-        return
-    path.write_text(text)
-    (run_dir / OVERRIDES).write_text("".join(f"{line}\n" for line in overrides))
-    (run_dir / GIT_DIFF).write_text(_git("diff", "HEAD") or "")
+
+
+def claim(run_dir: Path, config: Config, overrides: list[str]) -> None:
+    """Make the directory, and write what runs here."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    _write(run_dir / CONFIG, config_text(config))
+    _write(run_dir / OVERRIDES, "".join(f"{line}\n" for line in overrides))
+    _write(run_dir / GIT_DIFF, _git("diff", "HEAD") or "")
+
+
+def is_used(run_dir: Path) -> bool:
+    """Whether a run has begun here: a step was logged, or weights are there."""
+    return (run_dir / METRICS).exists() or bool(list_checkpoints(run_dir / CHECKPOINTS))
 
 
 def write_environment(run_dir: Path, **facts: Any) -> None:
-    """What the run ran on: versions and git state, and the caller's facts."""
+    """What this attempt runs on: versions and git state, and the caller's facts; `earlier` attempts below."""
     import torch
 
     environment = {
@@ -83,23 +102,24 @@ def write_environment(run_dir: Path, **facts: Any) -> None:
         "git_dirty": bool(_git("status", "--porcelain")),
         **facts,
     }
-    (run_dir / ENVIRONMENT).write_text(json.dumps(environment, indent=1) + "\n")
+    before = _read_object(run_dir / ENVIRONMENT)
+    if before is not None:
+        environment["earlier"] = [*before.pop("earlier", []), before]
+    _write(run_dir / ENVIRONMENT, json.dumps(environment, indent=1) + "\n")
 
 
 def read_summary(run_dir: Path) -> dict[str, Any] | None:
-    path = run_dir / SUMMARY
-    return json.loads(path.read_text()) if path.exists() else None
+    """The outcome of a run; None before its first end. Raises ValueError naming the file if it is damaged."""
+    return _read_object(run_dir / SUMMARY)
 
 
 def is_finished(run_dir: Path) -> bool:
     summary = read_summary(run_dir)
-    return summary is not None and summary["exit_reason"] == "finished"
+    return summary is not None and summary.get("exit_reason") == "finished"
 
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
-    partial = run_dir / f".{SUMMARY}.partial"
-    partial.write_text(json.dumps(summary, indent=1) + "\n")
-    os.replace(partial, run_dir / SUMMARY)
+    _write(run_dir / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -109,15 +129,52 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [rows[step] for step in sorted(rows)]
 
 
+def recorded_at(run_dir: Path, step: int) -> set[str]:
+    """Names of the figures that are on record for a step, and `samples` if there is text of that step."""
+    names = {name for row in read_metrics(run_dir) if row["step"] == step for name in row}
+    path = run_dir / SAMPLES
+    if path.exists() and any(row["step"] == step for row in read_lines(path)):
+        names.add("samples")
+    return names
+
+
 def list_checkpoints(directory: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return sorted(p for p in directory.glob(f"{CHECKPOINT_PREFIX}*") if p.is_dir())
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint that `latest` names; None if the run has none yet."""
+    """The checkpoint that `latest` names; None if the run has none yet.
+
+    Raises ValueError, with the way out, if it names none that is there.
+    """
     pointer = directory / "latest"
-    return directory / pointer.read_text().strip() if pointer.exists() else None
+    if not pointer.exists():
+        return None
+    name, there = pointer.read_text(errors="replace").strip(), list_checkpoints(directory)
+    if directory / name not in there:
+        way_out = f"write {there[-1].name} into it" if there else "none is left; remove it to start afresh"
+        raise ValueError(f"{pointer}: names no checkpoint that is there ({name!r}); {way_out}")
+    return directory / name
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that is whole or as it was: aside, then renamed."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None if there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        return {**json.loads(path.read_text())}
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path}: damaged ({error}); remove it, and the same command writes it anew"
+        ) from error
 
 
 def _git(*arguments: str) -> str | None:

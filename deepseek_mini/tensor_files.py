@@ -1,5 +1,7 @@
 """Reading tensors from disk: safetensors only, and errors that name the file, the tensor and the way out."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,16 +28,21 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> 
 
 
 def read_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; ValueError naming the file if it is missing or damaged."""
+    """All tensors of a checkpoint's file; ValueError naming the file if it is missing or damaged."""
+    with open_tensors(path, other_way(path.parent), device) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def open_tensors(path: Path, advice: str, device: torch.device | str = "cpu") -> Iterator[safe_open]:
+    """A safetensors file to read from. Raises ValueError naming the file and `advice`, also while reading."""
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file; {other_way(path.parent)}") from error
+        raise ValueError(f"{path}: no such file; {advice}") from error
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path}: damaged or not a safetensors file ({error}); {other_way(path.parent)}"
-        ) from error
+        raise ValueError(f"{path}: damaged or not a safetensors file ({error}); {advice}") from error
 
 
 def other_way(checkpoint: Path) -> str:

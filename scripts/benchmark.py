@@ -16,6 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.generation import generation
 from benchmarks.result import Result
 from benchmarks.training import training
 from deepseek_mini.compose import load_config
@@ -25,7 +26,7 @@ from deepseek_mini.cost.hardware import choose_device, device_name
 Benchmark = Callable[[Config, int, Callable[[str], None]], list[Result]]
 """From a config, the number of rounds and a place for progress lines to results."""
 
-BENCHMARKS: dict[str, Benchmark] = {"training": training}
+BENCHMARKS: dict[str, Benchmark] = {"training": training, "generation": generation}
 
 
 def main(argv: list[str]) -> int:

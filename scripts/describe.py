@@ -83,9 +83,11 @@ def print_tables(composed: Composed, description: dict[str, Any]) -> None:
     for name, n in description["flops_per_token"].items():
         flops.add_row(name.replace("_", " "), f"{n / 1e9:,.3f}")
 
-    cache = _table("key-value cache per token, BF16", "bytes")
-    for name, n in description["kv_cache_bytes_per_token"].items():
-        cache.add_row(name + (" (this model's)" if name == model.attention else ""), f"{n:,}")
+    cache = _table("key-value cache per token, BF16", "bytes", "beside mla")
+    kinds = description["kv_cache_bytes_per_token"]
+    for name, n in kinds.items():
+        own = " (this model's)" if name == model.attention else ""
+        cache.add_row(name + own, f"{n:,}", f"{n / kinds['mla']:.3g}x")
 
     console = Console()
     for table in (parameters, flops, cache):

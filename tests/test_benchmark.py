@@ -37,7 +37,16 @@ def test_json_of_training_compares_speed_mfu_and_memory_with_every_peer(tmp_path
     text = ["data=text_files", f"data.path='{tmp_path}/*.txt'", f"data.cache_dir='{tmp_path}'"]
     text.append("data.validation_fraction=0.4")
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "benchmark.py", *SHAPE, *text, "--rounds", "1", "--json"],
+        [
+            sys.executable,
+            ROOT / "scripts" / "benchmark.py",
+            "training",
+            *SHAPE,
+            *text,
+            "--rounds",
+            "1",
+            "--json",
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -1,5 +1,6 @@
 """The command line: what it refuses and how, what it hands over, help."""
 
+import re
 import resource
 import subprocess
 import sys
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from deepseek_mini.cli import main
-from deepseek_mini.compose import group_options
+from deepseek_mini.compose import group_options, load_config
 from deepseek_mini.config import Config
 from own_configs import own_configs, write_experiment
 
+GROUPS = group_options()
 ROOT = Path(__file__).resolve().parent.parent
 
 MISTAKES = [
@@ -22,6 +24,7 @@ MISTAKES = [
     ("lr=1e-3", ["no key 'lr'", "did you mean optimizer.lr or schedule.lr?"]),
     ("optim.lr=1e-3", ["optim.lr", "did you mean optimizer.lr"]),
     ("model.lr=1e-3", ["model.lr", "did you mean optimizer.lr"]),
+    ("optimzer.lr=1e-3", ["optimzer.lr", "did you mean optimizer.lr?"]),
     ("modle.dim=3", ["modle.dim", "did you mean model.dim?"]),
     ("modle=tiny", ["modle", "did you mean model?", "groups: data, experiment,"]),
     ("optimzer=muon", ["optimzer", "did you mean optimizer?"]),
@@ -38,6 +41,9 @@ MISTAKES = [
     ("~optimizer", ["~optimizer", "deleted (~)"]),
     ("model", ["missing '='", "model=VALUE"]),
     ("tiny", ["missing '='", "write model=tiny"]),
+    ("foo", ["no key 'foo'", "groups: data, experiment,"]),
+    ("optimzer", ["no key 'optimzer'", "did you mean optimizer?"]),
+    ("model.moe", ["model.moe is a section", "balance, bias_update_rate"]),
     ("=3", ["no key ''"]),
     ("model=tinny", ["model=tinny", "small, tiny, v2_236b", "did you mean model=tiny?"]),
     ("model=", ["model takes one of small, tiny,"]),
@@ -69,7 +75,15 @@ MISTAKES = [
     ("data.sequence_length=9999", ["data.sequence_length=9999", "model.max_seq_len=4096"]),
     ("model.n_routed_experts=33", ["model.n_routed_experts=33", "model.n_expert_groups=4"]),
     ("trainer.max_tokens=1000", ["trainer.max_steps", "trainer.max_tokens", "exactly one"]),
+    ("trainer.max_steps=1000000000000", ["1,000,000,000,000 steps", "lower trainer.max_steps"]),
+    (
+        "model=tiny trainer.max_steps=null trainer.max_tokens=14_800_000_000_000",
+        ["lower trainer.max_tokens=14800000000000 or raise data.batch_size"],
+    ),
     ("schedule.lr=[{until: 0.5}]", ["schedule.lr", "0.5"]),
+    ("data.path=x.txt", ["data.path='x.txt'", "needs data=text_files"]),
+    ("run_dir=", ["run_dir is empty"]),
+    ("seed=99999999999999999999", ["seed=99999999999999999999", "between 0 and 4294967295"]),
     ("--model=tiny", ["--model=tiny", "write model=tiny"]),
     ("--multirn", ["--multirn", "did you mean --multirun?"]),
     ("-x", ["-x", "options are --help"]),
@@ -189,7 +203,8 @@ def test_several_ranks_are_refused(
 
 
 def test_settings_reach_the_run_as_dataclasses(started: list[tuple[Config, Path, list[str]]]) -> None:
-    overrides = ["model=small", "optimizer.lr=1e-4", "model.moe.balance=none", "data.path='~/a, b.txt'"]
+    path = "data.path='~/a, b.txt'"
+    overrides = ["model=small", "optimizer.lr=1e-4", "model.moe.balance=none", "data=text_files", path]
     assert main(overrides) == 0
     ((config, run_dir, words),) = started
     assert isinstance(config, Config)
@@ -226,12 +241,21 @@ def test_help_fits_one_screen_and_names_every_option(capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     assert len(text.splitlines()) <= 36
     assert max(map(len, text.splitlines())) <= 100
-    for group, options in group_options().items():
+    for group, options in GROUPS.items():
         assert group in text
         for option in options:
             assert option in text
     assert "tiny*" in text
     assert main(["-h"]) == 0
+
+
+def test_help_stars_what_is_taken_by_default_also_where_the_model_chooses(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main(["--help"])
+    starred = re.findall(r"([\w-]+)\*", capsys.readouterr().out)
+    assert {"tiny", "python", "v3", "none"} < set(starred)
+    assert set(starred) & set(GROUPS["optimizer"]) == {load_config([]).optimizer.name}
 
 
 def test_examples_of_the_help_are_valid(

@@ -1,5 +1,6 @@
 """Contradictions between fields are refused, and the message names the keys and the fix."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from deepseek_mini.config import (
     Phase,
     ScheduleConfig,
     Shape,
+    Source,
+    TensorboardConfig,
     TrainerConfig,
 )
 
@@ -43,6 +46,12 @@ CONTRADICTIONS: list[tuple[Callable[[], object], list[str]]] = [
         ["model.n_heads=6", "model.n_kv_heads=4"],
     ),
     (lambda: ModelConfig(init_std=0.0), ["model.init_std=0.0", "positive"]),
+    (lambda: ModelConfig(route_scale=math.inf), ["model.route_scale=inf", "finite"]),
+    (lambda: ModelConfig(rope_theta=1.0), ["model.rope_theta=1.0", "above 1"]),
+    (lambda: ModelConfig(rope_theta=math.inf), ["model.rope_theta=inf", "finite"]),
+    (lambda: ModelConfig(beta_fast=0), ["model.beta_fast=0", "above model.beta_slow=1"]),
+    (lambda: ModelConfig(beta_slow=0), ["model.beta_slow=0", "positive"]),
+    (lambda: ModelConfig(mscale=math.nan), ["model.mscale=nan", "finite"]),
     (lambda: ModelConfig(mtp=MtpConfig(depth=-1)), ["model.mtp.depth=-1"]),
     (lambda: ScheduleConfig(lr=[]), ["schedule.lr", "1.0"]),
     (lambda: ScheduleConfig(lr=[Phase(until=0.5)]), ["schedule.lr", "0.5"]),
@@ -51,19 +60,28 @@ CONTRADICTIONS: list[tuple[Callable[[], object], list[str]]] = [
         ["schedule.batch_size"],
     ),
     (lambda: ScheduleConfig(mtp_weight=[Phase(value=-1.0)]), ["schedule.mtp_weight", "negative"]),
+    (lambda: ScheduleConfig(lr=[Phase(start=-5.0)]), ["schedule.lr", "negative", "-5.0"]),
+    (lambda: ScheduleConfig(bias_rate=[Phase(value=math.inf)]), ["schedule.bias_rate", "finite"]),
+    (lambda: ScheduleConfig(batch_size=[Phase(value=0.0)]), ["schedule.batch_size", "above 0"]),
+    (lambda: ScheduleConfig(batch_size=[Phase(start=0.0)]), ["schedule.batch_size", "above 0"]),
     (lambda: ScheduleConfig(warmup=1.0), ["schedule.warmup=1.0", "fraction"]),
     (lambda: ScheduleConfig(min_warmup_steps=-1), ["schedule.min_warmup_steps=-1"]),
     (lambda: MoeConfig(sequence_loss_weight=-1.0), ["model.moe.sequence_loss_weight=-1.0", "at least 0"]),
     (lambda: DataConfig(batch_size=0), ["data.batch_size=0", "at least 1"]),
     (lambda: DataConfig(validation_fraction=2.0), ["data.validation_fraction=2.0", "between 0 and 1"]),
     (lambda: OptimizerConfig(lr=0.0), ["optimizer.lr=0.0", "positive"]),
-    (lambda: OptimizerConfig(lr=float("nan")), ["optimizer.lr=nan", "positive"]),
+    (lambda: DataConfig(path="books/*.txt"), ["data.path='books/*.txt'", "needs data=text_files"]),
+    (lambda: OptimizerConfig(lr=math.nan), ["optimizer.lr=nan", "positive"]),
+    (lambda: OptimizerConfig(lr=math.inf), ["optimizer.lr=inf", "finite"]),
     (lambda: OptimizerConfig(beta1=2.0), ["optimizer.beta1=2.0", "below 1"]),
     (lambda: TrainerConfig(), ["trainer.max_steps", "trainer.max_tokens", "exactly one"]),
     (lambda: TrainerConfig(max_steps=1, max_tokens=1), ["trainer.max_steps", "trainer.max_tokens"]),
     (lambda: TrainerConfig(max_steps=0), ["trainer.max_steps=0", "at least 1"]),
     (lambda: TrainerConfig(max_steps=1, save_every=0), ["trainer.save_every=0", "at least 1"]),
     (lambda: TrainerConfig(max_steps=1, sample_every=-1), ["trainer.sample_every=-1"]),
+    (lambda: TensorboardConfig(flush_seconds=-3), ["logger.tensorboard.flush_seconds=-3", "at least 1"]),
+    (lambda: Config(seed=2**32), ["seed=4294967296", "4294967295"]),
+    (lambda: Config(run_dir=""), ["run_dir is empty"]),
     (
         lambda: Config(data=DataConfig(sequence_length=5000)),
         ["data.sequence_length=5000", "model.max_seq_len=4096"],
@@ -77,7 +95,9 @@ CONTRADICTIONS: list[tuple[Callable[[], object], list[str]]] = [
 
 @pytest.mark.parametrize(("build", "words"), CONTRADICTIONS)
 def test_contradiction_is_refused_and_named(build: Callable[[], object], words: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"model|schedule|trainer|data|optimizer") as caught:
+    with pytest.raises(
+        ValueError, match=r"model|schedule|trainer|data|optimizer|logger|seed|run_dir"
+    ) as caught:
         build()
     for word in words:
         assert word in str(caught.value)
@@ -89,7 +109,8 @@ def test_legal_neighbours_of_the_contradictions_are_accepted() -> None:
     ModelConfig(n_heads=6, n_kv_heads=4)
     ModelConfig(n_dense_layers=61)
     ScheduleConfig(lr=[Phase(until=0.5), Phase(value=0.0, shape=Shape.linear)])
-    Config(data=DataConfig(sequence_length=4096))
+    DataConfig(source=Source.text_files, path="books/*.txt")
+    Config(data=DataConfig(sequence_length=4096), seed=2**32 - 1)
 
 
 @pytest.mark.parametrize(("balance", "weight"), [("bias", 0.1), ("aux_loss", 0.2), ("none", 0.0)])

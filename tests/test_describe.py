@@ -47,7 +47,12 @@ def test_json_of_v3_has_exactly_the_agreed_keys_and_numbers() -> None:
         "causal_with_gate": pytest.approx(250.45e9, abs=5e6),
         "six_n": 6 * 37_552_297_472,
     }
-    assert description["kv_cache_bytes_per_token"]["mla"] == 70_272
+    assert description["kv_cache_bytes_per_token"] == {
+        "mla": 70_272,  # (512 + 64) x 61 layers x 2 bytes
+        "mha": 3_997_696,  # 2 x 128 heads x 128 x 61 x 2
+        "gqa8": 249_856,
+        "mqa": 31_232,
+    }
 
 
 @pytest.mark.parametrize(("model", "total"), [("v2_236b", 235_741_434_880), ("v2_lite_16b", 15_706_484_224)])
@@ -78,6 +83,10 @@ def test_table_names_the_length_and_fits_80_columns() -> None:
     assert "at 4096 tokens" in done.stdout
     assert "671,026,419,200" in done.stdout
     assert "249.811" in done.stdout
+    cache = [
+        line.split() for line in done.stdout.splitlines() if line.split()[:1] in (["mha"], ["gqa8"], ["mqa"])
+    ]
+    assert cache == [["mha", "3,997,696", "56.9x"], ["gqa8", "249,856", "3.56x"], ["mqa", "31,232", "0.444x"]]
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 

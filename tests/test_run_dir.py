@@ -30,8 +30,8 @@ def test_different_settings_have_different_directories() -> None:
         "device=cpu",
         "optimizer.lr=7",
         "schedule=wsd",
-        "data.path='a b'",
-        "data.path=a_b",
+        "data.tokenizer='a b'",
+        "data.tokenizer=a_b",
     ]
     assert len({directory(*([line] if line else [])) for line in lines}) == len(lines)
 
@@ -56,7 +56,7 @@ def test_model_chosen_by_an_experiment_names_the_run(tmp_path: Path) -> None:
 
 def test_names_are_short_and_safe() -> None:
     long = 'data.path=\'/a path/(with) $trange * "things"' + "/and/more" * 20 + "/**/*.txt'"
-    name = directory(long, "seed=1").removeprefix("runs/")
+    name = directory("data=text_files", long, "seed=1").removeprefix("runs/")
     assert len(name) <= LONGEST
     assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 

@@ -1,6 +1,7 @@
 """scripts/sample.py: text and JSON from a run, and errors that name the file."""
 
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -48,17 +49,55 @@ def test_temperature_zero_repeats(run_dir, capsys):
     assert texts[0] == texts[1]
 
 
+def test_plain_output_is_the_prompt_and_its_continuation_with_the_speed_beside(run_dir, capsys):
+    arguments = [str(run_dir), "--prompt", "two dogs", "--max-new-tokens", "6"]
+    assert MAIN([*arguments, "--json"]) == 0
+    text = json.loads(capsys.readouterr().out)["text"]
+    assert MAIN(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"two dogs{text}\n"
+    assert re.fullmatch(r"\d tokens, [\d.]+ tokens/s\n", captured.err)
+
+
+def test_speculative_sampling_tells_its_acceptance_rate_and_gain(run_dir, capsys):
+    arguments = [str(run_dir), "--temperature", "0", "--max-new-tokens", "20"]
+    answers = []
+    for extra in ([], ["--speculative"]):
+        assert MAIN([*arguments, *extra, "--json"]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    plain, speculative = answers
+    assert plain["tokens"] == speculative["tokens"]
+    assert 0 <= speculative["acceptance_rate"] <= 1
+    assert MAIN([*arguments, "--speculative"]) == 0
+    assert re.search(r"\d% of drafts accepted, [\d.]+x plain decoding", capsys.readouterr().err)
+
+
+def test_stop_ends_the_text_before_the_token(run_dir, capsys):
+    arguments = [str(run_dir), "--temperature", "0", "--max-new-tokens", "12", "--json"]
+    assert MAIN(arguments) == 0
+    text = json.loads(capsys.readouterr().out)["text"]
+    assert MAIN([*arguments, "--stop", text[3]]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == text[: text.index(text[3])]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--max-new-tokens", "0"], "--max-new-tokens 0"),
-        (["--temperature", "-1"], "--temperature -1"),
+        (["--max-new-tokens", "0"], "max-new-tokens 0"),
+        (["--temperature", "-1"], "temperature -1"),
+        (["--top-k", "0"], "top-k 0"),
+        (["--top-p", "1.5"], "top-p 1.5"),
+        (["--stop", "two"], "stop 'two': not a token of this tokenizer, which reads it as 't', 'w', 'o'"),
+        (["--stop", ""], "reads it as nothing"),
         (["--prompt", ""], "prompt is empty"),
+        (["--prompt", "a" * 4096], "leaves no room within model.max_seq_len=4096"),
     ],
 )
 def test_bad_arguments_exit_with_2_and_name_the_argument(run_dir, capsys, arguments, message):
     assert MAIN([str(run_dir), *arguments]) == 2
-    assert message in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
 
 
 def test_a_directory_that_is_no_run_is_named(tmp_path, capsys):

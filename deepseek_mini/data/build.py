@@ -60,6 +60,9 @@ def build_data(config: DataConfig, vocab_size: int, seed: int, announce: Announc
     Raises ValueError, naming the key or file and the fix, for every fault in the user's text or settings.
     """
     corpus = build_corpus(config.source, read_text(config), config.validation_fraction, announce)
+    for side, documents in (("training", corpus.train), ("held-out", corpus.validation)):
+        most = sum(len(text.encode()) + 1 for _, text in documents)  # a token has a byte at least, EOS none
+        _require_a_sequence(side, "at most ", most, config.sequence_length)
     folder = cache_folder(config.cache_dir)
     tokenizer = _tokenizer(config.tokenizer, vocab_size, corpus, folder, announce)
     name = f"tokens-{corpus.hash}-{tokenizer.identity()}"
@@ -67,8 +70,8 @@ def build_data(config: DataConfig, vocab_size: int, seed: int, announce: Announc
     validation_N = _cached_stream(folder / f"{name}-validation.npy", corpus.validation, tokenizer, announce)
     train = Split(train_N, tokenizer.eos_id, config.sequence_length, seed)
     validation = Split(validation_N, tokenizer.eos_id, config.sequence_length, seed=None)
-    _require_a_sequence(train, "training", fix="give more text (data.path)")
-    _require_a_sequence(validation, "held-out", fix="raise data.validation_fraction")
+    _require_a_sequence("training", "", train.n_tokens, config.sequence_length)
+    _require_a_sequence("held-out", "", validation.n_tokens, config.sequence_length)
     return Data(
         tokenizer=tokenizer,
         train=train,
@@ -121,11 +124,12 @@ def _cached_stream(
     return np.load(cached(path, lambda file: np.save(file, tokenise()), announce), mmap_mode="r")
 
 
-def _require_a_sequence(split: Split, side: str, fix: str) -> None:
-    if split.n_sequences < 1:
+def _require_a_sequence(side: str, bound: str, n_tokens: int, length: int) -> None:
+    if n_tokens <= length:
+        fix = "raise data.validation_fraction" if side == "held-out" else "give more text (data.path)"
         raise ValueError(
-            f"the {side} text has {split.n_tokens} tokens, and one sequence of data.sequence_length="
-            f"{split.sequence_length} needs {split.sequence_length + 1}; lower data.sequence_length or {fix}"
+            f"the {side} text has {bound}{n_tokens} tokens, and one sequence of data.sequence_length="
+            f"{length} needs {length + 1}; lower data.sequence_length or {fix}"
         )
 
 

@@ -32,6 +32,8 @@ def build_corpus(
     Raises ValueError, naming the key and the fix, if either side has no text.
     """
     unique = _in_hash_order(text.documents)
+    if not unique:
+        raise ValueError(f"{text.label}: there is no text in it; give some (data.path)")
     held_out = {key for key in unique if int(key, 16) < validation_fraction * 2**256}
     if len(unique) < FEWEST_DOCUMENTS or not held_out:
         announce(
@@ -39,7 +41,7 @@ def build_corpus(
             f"holding out the last {validation_fraction:.2g} of each"
         )
         cut = [_cut(document, validation_fraction) for document in unique.values()]
-        train, validation = (_in_hash_order(side) for side in zip(*cut, strict=True)) if cut else ({}, {})
+        train, validation = (_in_hash_order(side) for side in zip(*cut, strict=True))
     else:
         train = {key: unique[key] for key in unique if key not in held_out}
         validation = {key: unique[key] for key in unique if key in held_out}

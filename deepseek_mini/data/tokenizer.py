@@ -48,6 +48,7 @@ class Tokenizer:
         if eos is None:
             raise ValueError(f"it has no end-of-document token; add one of {', '.join(EOS_NAMES)}")
         core.add_special_tokens([AddedToken(eos, special=True, normalized=False)])  # files may call it plain
+        self.eos = eos
         self.eos_id: int = vocabulary[eos]
         self.size: int = max(vocabulary.values()) + 1
         """Ids run from 0 to size - 1."""

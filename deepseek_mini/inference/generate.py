@@ -1,49 +1,103 @@
-"""Plain sampling. Legend: B prompts, T positions, V vocabulary."""
+"""Text from a model: many prompts at once, on a cache, drawn or greedy, plain or speculative."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
-from torch import Tensor
 
+from deepseek_mini.inference.decode import Decoder
+from deepseek_mini.inference.sampling import Sampling
+from deepseek_mini.inference.speculative import SpeculativeDecoder
 from deepseek_mini.model.transformer import Transformer
 
 
-@torch.no_grad()
+class Generation:
+    """Texts in the making: iterate for the new tokens of every row, pass by pass.
+
+    A row ends at a token of `stop`, which it leaves out, after `max_new_tokens`, or at the model's
+    `max_seq_len`. Rows do not disturb each other: each has its own positions, and draws from a generator of
+    its own.
+
+    Raises ValueError for an empty prompt, one that leaves no room within `max_seq_len`, a token that the
+    model lacks, or speculation without MTP.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        sampling: Sampling,
+        stop: Collection[int] = (),
+        speculative: bool = False,
+    ) -> None:
+        longest = model.config.max_seq_len
+        check(prompts, max_new_tokens, longest, model.config.vocab_size)
+        self.stop = frozenset(stop)
+        self.prompts = prompts
+        self.room = [min(max_new_tokens, longest - len(prompt)) for prompt in prompts]
+        """How many tokens each row may still get."""
+        capacity = max(len(prompt) + room for prompt, room in zip(prompts, self.room, strict=True))
+        kind = SpeculativeDecoder if speculative else Decoder
+        self.decoder = kind(model, len(prompts), capacity, sampling)
+
+    @torch.inference_mode()
+    def __iter__(self) -> Iterator[list[list[int]]]:
+        rows = list(range(len(self.prompts)))
+        found = self.decoder.start(self.prompts)
+        while True:
+            new: list[list[int]] = [[] for _ in self.prompts]
+            for row, tokens in zip(rows, found, strict=True):
+                new[row] = self._take(row, tokens)
+            yield new
+            still = [place for place, row in enumerate(rows) if self.room[row]]
+            if not still:
+                return
+            if len(still) < len(rows):
+                self.decoder.keep_rows(still)
+                rows = [rows[place] for place in still]
+            found = self.decoder.advance()
+
+    def _take(self, row: int, tokens: list[int]) -> list[int]:
+        """As many of the tokens as belong to the row."""
+        tokens = tokens[: self.room[row]]
+        self.room[row] -= len(tokens)
+        ends = [place for place, token in enumerate(tokens) if token in self.stop]
+        if ends:
+            self.room[row] = 0
+            return tokens[: ends[0]]
+        return tokens
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Share of the drafts that were kept so far; None without speculation, or before the first."""
+        decoder = self.decoder
+        if not isinstance(decoder, SpeculativeDecoder) or not decoder.drafted:
+            return None
+        return decoder.accepted / decoder.drafted
+
+
 def generate(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    temperature: float,
-    seed: int,
-    stop: int,
+    sampling: Sampling,
+    stop: Collection[int] = (),
+    speculative: bool = False,
 ) -> list[list[int]]:
-    """New token ids of each prompt, without the stop token that ended it.
-
-    All prompts run together. Rows are padded on the right, which a causal model never sees. Temperature 0
-    takes the likeliest token. Each step runs the whole sequence again.
-
-    Raises ValueError for an empty prompt, or one that leaves no room within `max_seq_len`.
-    """
-    check_prompts(prompts, model.config.max_seq_len)
-    device = model.head.weight.device
-    generator = torch.Generator().manual_seed(seed)
-    rows = [list(prompt) for prompt in prompts]
-    open_rows = set(range(len(rows)))
-    for _ in range(max_new_tokens):
-        logits_BV = _last_logits(model, rows, device).cpu()
-        for i, token in enumerate(_choose(logits_BV, temperature, generator).tolist()):
-            if i in open_rows:
-                rows[i].append(token)
-                if token == stop or len(rows[i]) == model.config.max_seq_len:
-                    open_rows.discard(i)
-        if not open_rows:
-            break
-    new = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
-    return [ids[:-1] if ids and ids[-1] == stop else ids for ids in new]
+    """New token ids of each prompt. Arguments and errors as for `Generation`."""
+    rows: list[list[int]] = [[] for _ in prompts]
+    for new in Generation(model, prompts, max_new_tokens, sampling, stop, speculative):
+        for row, tokens in zip(rows, new, strict=True):
+            row += tokens
+    return rows
 
 
-def check_prompts(prompts: Sequence[Sequence[int]], max_seq_len: int) -> None:
-    """Raise ValueError for a prompt without tokens, or one that leaves no room for another."""
+def check(prompts: Sequence[Sequence[int]], max_new_tokens: int, max_seq_len: int, vocab_size: int) -> None:
+    """Raise ValueError for what cannot be continued."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max-new-tokens {max_new_tokens}: ask for at least 1")
+    if not prompts:
+        raise ValueError("there is no prompt: give at least one")
     for prompt in prompts:
         if not prompt:
             raise ValueError("the prompt is empty: give at least one token of text")
@@ -52,20 +106,8 @@ def check_prompts(prompts: Sequence[Sequence[int]], max_seq_len: int) -> None:
                 f"the prompt has {len(prompt)} tokens, which leaves no room within model.max_seq_len="
                 f"{max_seq_len}: shorten it"
             )
-
-
-def _last_logits(model: Transformer, rows: list[list[int]], device: torch.device) -> Tensor:
-    """Logits `[B, V]` behind the last token of each row."""
-    length = max(map(len, rows))
-    tokens_BT = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=device)
-    hidden_BTD, _ = model.trunk(tokens_BT)
-    last_B = torch.tensor([len(row) - 1 for row in rows], device=device)
-    hidden_BD = hidden_BTD[torch.arange(len(rows), device=device), last_B]
-    return model.head(model.norm(hidden_BD)).float()
-
-
-def _choose(logits_BV: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    if temperature == 0:
-        return logits_BV.argmax(-1)
-    probs_BV = (logits_BV / temperature).softmax(-1)
-    return torch.multinomial(probs_BV, 1, generator=generator).squeeze(1)
+        if max(prompt) >= vocab_size or min(prompt) < 0:
+            raise ValueError(
+                f"the prompt has token {max(prompt, key=abs)}, the model's are 0 to {vocab_size - 1}: take "
+                "the tokenizer that it was trained with"
+            )

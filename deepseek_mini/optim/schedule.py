@@ -13,6 +13,9 @@ from deepseek_mini.config import Config, Phase, ScheduleConfig, Shape
 V3_BIAS_UPDATE_RATE = 0.001
 """gamma of V3, for a run of some 240,000 steps."""
 
+MOST_STEPS = 1_000_000
+"""Of a run, whose plan is held whole in memory."""
+
 
 class StepPlan(NamedTuple):
     """What one optimizer step does."""
@@ -53,13 +56,29 @@ def total_tokens(config: Config) -> int:
     if config.trainer.max_tokens is not None:
         return config.trainer.max_tokens
     assert config.trainer.max_steps is not None
-    # A step at fraction f takes batch * m(f) sequences, so the run has tokens / (batch * mean of 1/m) steps.
+    full_batch = config.data.batch_size * config.data.sequence_length
+    return max(round(config.trainer.max_steps * full_batch / _ramp_steps(config.schedule)), 1)
+
+
+def check_length(config: Config) -> None:
+    """Raise ValueError for a run of more steps than can be planned."""
+    steps, fix = config.trainer.max_steps, f"lower trainer.max_steps={config.trainer.max_steps}"
+    if steps is None:
+        full_batch = config.data.batch_size * config.data.sequence_length
+        steps = round(total_tokens(config) / full_batch * _ramp_steps(config.schedule))
+        fix = f"lower trainer.max_tokens={config.trainer.max_tokens} or raise data.batch_size"
+    if steps > MOST_STEPS:
+        raise ValueError(f"the run would take {steps:,} steps, and can have {MOST_STEPS:,}; {fix}")
+
+
+def _ramp_steps(schedule: ScheduleConfig) -> float:
+    """Steps of a run in units of those that it would have at the full batch.
+
+    A step at fraction f takes m(f) of the batch, so this is the mean of 1 / m(f).
+    """
     points = 1000
     fractions = ((i + 0.5) / points for i in range(points))
-    steps_per_token = sum(1 / multiplier(config.schedule.batch_size, f) for f in fractions) / points
-    return round(
-        config.trainer.max_steps * config.data.batch_size * config.data.sequence_length / steps_per_token
-    )
+    return sum(1 / multiplier(schedule.batch_size, f) for f in fractions) / points
 
 
 def plan_run(config: Config) -> list[StepPlan]:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deepseek_mini import run_files
-from deepseek_mini.config import Config
+from deepseek_mini.config import Config, LoggerConfig
 from deepseek_mini.tracking.console import ConsoleTracker, Header, announce
 from deepseek_mini.tracking.jsonl import JsonlTracker
 
-__all__ = ["Header", "Tracker", "Trackers", "announce", "build_trackers"]
+__all__ = ["Header", "Tracker", "Trackers", "announce", "build_trackers", "check_trackers"]
 
 
 class Tracker(Protocol):
@@ -63,11 +63,20 @@ class Trackers:
             call(tracker)
 
 
-def build_trackers(config: Config, run_dir: Path, header: Header, attempt: int) -> Trackers:
-    """The trackers that `logger` asks for; shows the header.
+def check_trackers(config: LoggerConfig) -> None:
+    """Raise ValueError if a tracker that is asked for cannot be had: a missing package, an unknown mode."""
+    if config.tensorboard is not None:
+        from deepseek_mini.tracking.tensorboard import summary_writer
 
-    Raises ValueError if one of them cannot be had: a missing package, an unknown mode.
-    """
+        summary_writer()
+    if config.wandb is not None:
+        from deepseek_mini.tracking.wandb import choose_mode
+
+        choose_mode(config.wandb)
+
+
+def build_trackers(config: Config, run_dir: Path, header: Header, attempt: int) -> Trackers:
+    """The trackers that `logger` asks for; shows the header. Raises ValueError as `check_trackers` does."""
     overrides = (run_dir / run_files.OVERRIDES).read_text().splitlines()
     commands = {"resume": shlex.join(["python", "train.py", *overrides])}
     optional: dict[str, Tracker] = {}

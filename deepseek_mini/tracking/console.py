@@ -24,6 +24,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from deepseek_mini import run_files
 from deepseek_mini.tracking.layout import (
     SEPARATOR,
     Fitted,
@@ -86,7 +87,8 @@ class ConsoleTracker:
             sys.stdout.reconfigure(errors="replace")  # a sample may hold what the terminal's encoding lacks
         self._console = _screen = console or make_console()
         self._run_dir, self._commands, self._steps = run_dir, commands, header.steps
-        self._latest: dict[str, Any] = {}
+        evaluated = [row for row in run_files.read_metrics(run_dir) if "val/loss" in row]
+        self._latest: dict[str, Any] = evaluated[-1] if evaluated else {}
         self._step_seconds: deque[float] = deque(maxlen=STEPS_FOR_ETA)
         self._prompt = "The "
         self._live: Live | None = None

@@ -11,14 +11,8 @@ class TensorboardTracker:
 
     def __init__(self, config: TensorboardConfig, run_dir: Path, commands: dict[str, str]) -> None:
         """Open the event file. Raises ValueError if the tensorboard package is missing."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError(
-                "logger=tensorboard needs a package that is not installed: pip install -e '.[tensorboard]'"
-            ) from error
         folder = run_dir / "tensorboard"
-        self._writer = SummaryWriter(folder, flush_secs=config.flush_seconds)
+        self._writer = summary_writer()(folder, flush_secs=config.flush_seconds)
         commands["curves"] = f"tensorboard --logdir {folder}"
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
@@ -36,3 +30,14 @@ class TensorboardTracker:
 
     def close(self, summary: dict[str, Any]) -> None:
         self._writer.close()
+
+
+def summary_writer() -> Any:
+    """The class of torch that writes event files. Raises ValueError if the tensorboard package is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(
+            "logger=tensorboard needs a package that is not installed: pip install -e '.[tensorboard]'"
+        ) from error
+    return SummaryWriter

@@ -1,10 +1,19 @@
-"""Guards of a run: numbers that are not finite, and requests to stop."""
+"""Guards of a run: numbers that are not finite, spikes, and requests to stop."""
 
 import signal
+import statistics
+from collections import deque
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+SPIKES = {"train/main_loss": 1.5, "optim/grad_norm": 5.0}
+"""Figure -> how many times its running median is a spike."""
+MEDIAN_STEPS = 32
+FEWEST_STEPS = 8
+"""Before so many there is no median to speak of."""
 
 
 class NonFinite(Exception):
@@ -30,6 +39,23 @@ def first_non_finite(model: nn.Module) -> str:
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
             return f"first among the gradients, from the head backwards: {name}"
     return "all weights and gradients are finite: the loss itself overflowed"
+
+
+class SpikeWatch:
+    """Tells of steps whose figures jump far above their running median; a resumed run watches anew."""
+
+    def __init__(self) -> None:
+        self._recent = {name: deque[float](maxlen=MEDIAN_STEPS) for name in SPIKES}
+
+    def look(self, metrics: dict[str, Any]) -> list[str]:
+        """The spikes of the next step, in words."""
+        found = []
+        for name, recent in self._recent.items():
+            value, usual = metrics[name], statistics.median(recent) if recent else 0.0
+            if len(recent) >= FEWEST_STEPS and value > SPIKES[name] * usual:
+                found.append(f"{name} is {value:.3g}, its median of {len(recent)} steps {usual:.3g}")
+            recent.append(value)
+        return found
 
 
 class StopRequest:

@@ -1,7 +1,6 @@
 """The training loop: builds the parts from the config, then steps, saves, evaluates, samples and logs."""
 
 import signal
-import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,17 +14,19 @@ from deepseek_mini.cost.estimate import describe_run
 from deepseek_mini.cost.flops import flops_per_token
 from deepseek_mini.cost.hardware import choose_device, choose_precision, device_name, matmul_peak
 from deepseek_mini.cost.meter import Meter
-from deepseek_mini.data import Loader, build_data
+from deepseek_mini.data import Loader, build_data, check_source
 from deepseek_mini.inference.generate import generate
+from deepseek_mini.inference.sampling import Sampling
+from deepseek_mini.interop.load import load_initial_weights
 from deepseek_mini.model.transformer import build_model, recompute_blocks
 from deepseek_mini.optim.build import build_optimizers
 from deepseek_mini.optim.schedule import StepPlan, plan_run
-from deepseek_mini.tracking import announce, build_trackers
+from deepseek_mini.tracking import announce, build_trackers, check_trackers
 from deepseek_mini.training.balance import balance_metrics
 from deepseek_mini.training.checkpoint import RunState, load_checkpoint, save_checkpoint
 from deepseek_mini.training.evaluation import evaluate
-from deepseek_mini.training.guards import NonFinite, StopRequest
-from deepseek_mini.training.report import make_header, make_summary, peak_memory_gib
+from deepseek_mini.training.guards import NonFinite, SpikeWatch, StopRequest
+from deepseek_mini.training.report import make_header, make_summary, peak_memory_gib, wall_seconds
 from deepseek_mini.training.resume import find_checkpoint
 from deepseek_mini.training.setup import keep_freed_memory, make_deterministic
 from deepseek_mini.training.step import train_step
@@ -43,24 +44,35 @@ def run(config: Config, run_dir: Path, overrides: list[str]) -> int:
     if config.check:
         announce(describe_run(config))
         return DONE
-    checkpoint = find_checkpoint(config, run_dir)
-    run_files.claim(run_dir, config, overrides)
-    if run_files.is_finished(run_dir):
-        announce(
-            f"{run_dir} is finished: see {run_dir / run_files.SUMMARY}; another seed= starts another run"
-        )
-        return DONE
-    device, _ = choose_device(config.device)
+    with run_files.usable(run_dir):
+        checkpoint = find_checkpoint(config, run_dir)
+        run_files.refuse_changes(run_dir, config)
+        if run_files.is_finished(run_dir):
+            announce(
+                f"{run_dir} is finished: see {run_dir / run_files.SUMMARY}; another seed= starts another run"
+            )
+            return DONE
+        device, device_reason = choose_device(config.device)
+        check_trackers(config.logger)
+        check_source(config.data)
+        run_files.claim(run_dir, config, overrides)
     with Meter(run_dir / run_files.LEDGER, device_name(device)) as meter:
-        return Trainer(config, run_dir, meter, checkpoint).train()
+        return Trainer(config, run_dir, meter, device, device_reason, checkpoint).train()
 
 
 class Trainer:
     """A run and its parts. `train` is the loop; each of its lines is one method."""
 
-    def __init__(self, config: Config, run_dir: Path, meter: Meter, checkpoint: Path | None) -> None:
-        self.config, self.run_dir, self.meter = config, run_dir, meter
-        self.device, device_reason = choose_device(config.device)
+    def __init__(
+        self,
+        config: Config,
+        run_dir: Path,
+        meter: Meter,
+        device: torch.device,
+        device_reason: str,
+        checkpoint: Path | None,
+    ) -> None:
+        self.config, self.run_dir, self.meter, self.device = config, run_dir, meter, device
         dtype, reason = choose_precision(self.device, config.precision.format)
         precision = f"{'bf16, fp32 master weights' if dtype is torch.bfloat16 else 'fp32'} ({reason})"
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
@@ -75,8 +87,12 @@ class Trainer:
         self.optimizers = build_optimizers(self.model, config.optimizer)
         self.state = RunState(0, 0, self.data.corpus_hash)
         self.restored_metrics: dict[str, Any] = {}
+        self.recorded: set[str] = set()
+        initial_weights = None
         if checkpoint is not None:
             self.restore(checkpoint)
+        elif config.model.init_from is not None:
+            initial_weights = load_initial_weights(self.model, self.data.tokenizer)
         meter.start_at(self.state.step)
 
         self.peak = matmul_peak(self.device, dtype)
@@ -85,9 +101,14 @@ class Trainer:
         )
         header = make_header(self, device_reason, precision)
         self.trackers = build_trackers(config, run_dir, header, meter.attempt)
-        self.step_rates: list[float] = []
+        if checkpoint is not None:
+            self.trackers.event("resumed", f"from {checkpoint}", self.state.step)
+        if initial_weights is not None:
+            self.trackers.event("initial_weights", initial_weights, self.state.step)
+        self.spikes = SpikeWatch()
         run_files.write_environment(
             run_dir,
+            attempt=meter.attempt,
             device=device_name(self.device),
             precision=precision,
             corpus_hash=self.data.corpus_hash,
@@ -112,6 +133,8 @@ class Trainer:
             )
             message = f"{str(error).splitlines()[0]}; less memory is needed with {advice}"
             self.trackers.event(reason, message, self.state.step + 1)
+        except ValueError as error:  # settings and files were checked before: not the user's to mend
+            raise RuntimeError(f"training failed after step {self.state.step}") from error
         finally:
             self.trackers.close(self.finish(reason))
         return code
@@ -123,6 +146,7 @@ class Trainer:
             self.catch_up()
             for plan in self.plans[self.state.step :]:
                 metrics = self.step(plan, loader)
+                self.tell_spikes(metrics)
                 stopping = stop.signal is not None
                 if self.due(every.save_every) or stopping:
                     self.save(metrics)
@@ -158,7 +182,6 @@ class Trainer:
         self.state = RunState(plan.step, plan.first_sequence + plan.batch_size, self.data.corpus_hash)
         end = time.perf_counter()
         rate = tokens / (end - begin)
-        self.step_rates.append(rate)
         peak = self.peak.flops_per_second
         return {
             "tokens": plan.tokens_before + tokens,
@@ -177,13 +200,21 @@ class Trainer:
             **balance_metrics(result.counts_LE),
         }
 
+    def tell_spikes(self, metrics: dict[str, Any]) -> None:
+        for spike in self.spikes.look(metrics):
+            self.trackers.event("spike", spike, self.state.step)
+
     def catch_up(self) -> None:
-        """Log what a kill between saving and logging left unlogged, with the evaluation of the last step."""
-        step, metrics = self.state.step, dict(self.restored_metrics)
-        if metrics and step not in (row["step"] for row in run_files.read_metrics(self.run_dir)):
-            if step == len(self.plans):
-                metrics |= self.evaluate()
-            self.trackers.log(metrics, step)
+        """Do what a stop or a kill kept the restored step from: evaluation, samples, the row of figures."""
+        metrics, every = dict(self.restored_metrics), self.config.trainer
+        if not metrics:
+            return
+        if self.due(every.eval_every) and "val/loss" not in self.recorded:
+            metrics |= self.evaluate()
+        if self.due(every.sample_every) and "samples" not in self.recorded:
+            self.sample()
+        if metrics.keys() - self.recorded:
+            self.trackers.log(metrics, self.state.step)
 
     def due(self, every: int) -> bool:
         """Whether something that happens every so many steps, and at the last one, happens now."""
@@ -214,6 +245,7 @@ class Trainer:
         self.state, metrics = load_checkpoint(checkpoint, self.model, self.optimizers, self.device)
         if checkpoint.parent == self.run_dir / run_files.CHECKPOINTS:
             self.restored_metrics = metrics
+            self.recorded = run_files.recorded_at(self.run_dir, self.state.step)
         if self.state.corpus_hash != self.data.corpus_hash:
             raise ValueError(
                 f"{checkpoint}: trained on corpus {self.state.corpus_hash}, the data is now "
@@ -238,7 +270,8 @@ class Trainer:
             tokenizer = self.data.tokenizer
             prompts = [tokenizer.encode(prompt) for prompt in self.data.prompts]
             seed = self.config.seed * 1_000_003 + self.state.step
-            new = generate(self.model, prompts, SAMPLE_TOKENS, SAMPLE_TEMPERATURE, seed, tokenizer.eos_id)
+            sampling = Sampling(SAMPLE_TEMPERATURE, seed=seed)
+            new = generate(self.model, prompts, SAMPLE_TOKENS, sampling, {tokenizer.eos_id})
             rows = [
                 {"prompt": prompt, "text": tokenizer.decode(ids), "temperature": SAMPLE_TEMPERATURE}
                 for prompt, ids in zip(self.data.prompts, new, strict=True)
@@ -248,17 +281,13 @@ class Trainer:
     def finish(self, reason: str) -> dict[str, Any]:
         """Write summary.json from the run's records; a run that stops early can go on later."""
         self.meter.flush()
-        peak = self.peak.flops_per_second
-        steady = statistics.median(self.step_rates) if self.step_rates else None
         summary = make_summary(
             self.config,
             self.run_dir,
             reason,
+            peak_memory_gib(self.device),
             tokens=self.state.sequences * self.config.data.sequence_length,
-            steady_tokens_per_second=steady,
-            mfu=steady * self.flops_per_token / peak if steady and peak else None,
             flops_per_token=self.flops_per_token,
-            peak_memory_gib=peak_memory_gib(self.device),
         )
         try:
             run_files.write_summary(self.run_dir, summary)
@@ -266,7 +295,7 @@ class Trainer:
             self.trackers.event(
                 "summary_failed", f"cannot write {run_files.SUMMARY}: {error}", self.state.step
             )
-        return {**summary, "wall_seconds": sum(self.meter.totals().values())}
+        return {**summary, "wall_seconds": wall_seconds(self.run_dir)}
 
     def _sequences(self) -> Iterator[tuple[int, int]]:
         """First sequence and number of sequences of each step to come."""

@@ -159,6 +159,13 @@ def test_bad_settings_are_named_with_the_fix(
         build(write_corpus(**settings), vocab_size)
 
 
+def test_text_that_is_too_short_is_refused_before_a_tokenizer_is_trained(write_corpus: Write) -> None:
+    lines: list[str] = []
+    with pytest.raises(ValueError, match=r"training text has at most \d{3} tokens"):
+        build_data(write_corpus(n=3, tokenizer="bpe", sequence_length=20000), 320, 0, lines.append)
+    assert not any("training the tokenizer" in line for line in lines)
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused(write_corpus: Write, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     byte_tokenizer().save(path)

@@ -66,6 +66,18 @@ def test_yarn_changes_frequencies_only_beyond_the_original_length() -> None:
     assert (long[11:23] < original[11:23]).all()
 
 
+@pytest.mark.parametrize("rope_theta", [100.0, 10.0])
+def test_yarns_ramp_may_end_beyond_the_last_pair_but_not_beyond_the_width(rope_theta: float) -> None:
+    """As released: the end is held at dim - 1, an index into the width and not into its dim / 2 pairs."""
+    fields = {"rope_theta": rope_theta, "original_seq_len": 4096, "max_seq_len": 8192}
+    config, dim = tiny(**fields), 8
+    low, high = rope.yarn_range(config, dim)
+    assert high == {100.0: 6, 10.0: dim - 1}[rope_theta]
+    ramp_P = ((torch.arange(dim // 2) - low) / (high - low)).clamp(0, 1)
+    plain_P = rope_theta ** (-torch.arange(0, dim, 2) / dim)
+    torch.testing.assert_close(rope_frequencies(config, dim), plain_P * (1 - ramp_P + ramp_P / 40))
+
+
 @many
 @given(attention_fields())
 def test_softmax_scale_agrees_with_oracle(fields: dict) -> None:

@@ -52,6 +52,14 @@ def test_in_a_pipe_there_is_one_plain_line_per_logged_step(header: Header, run_d
     ]
 
 
+def test_a_resumed_run_shows_its_last_evaluation(header: Header, run_dir: Path) -> None:
+    rows = ('"step": 50, "val/loss": 3.6, "val/bpb": 1.2', '"step": 51, "train/loss": 3.5')
+    (run_dir / "metrics.jsonl").write_text("".join(f"{{{row}}}\n" for row in rows))
+    file = io.StringIO()
+    on(file, header, run_dir).log(metrics(), 52)
+    assert "loss 3.412 | val 3.600 bpb 1.200 |" in file.getvalue()
+
+
 def test_forced_colours_do_not_make_a_file_a_terminal(
     header: Header, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

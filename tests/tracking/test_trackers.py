@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deepseek_mini.config import Config, LoggerConfig, TensorboardConfig, WandbConfig
-from deepseek_mini.tracking import Header, Tracker, Trackers, build_trackers
+from deepseek_mini.tracking import Header, Tracker, Trackers, build_trackers, check_trackers
 
 
 class Recorder:
@@ -93,6 +93,8 @@ def test_a_tracker_that_cannot_be_had_is_an_error_before_anything_is_shown(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     monkeypatch.setenv("WANDB_MODE", "onlin")
     for logger in (LoggerConfig(tensorboard=TensorboardConfig()), LoggerConfig(wandb=WandbConfig())):
+        with pytest.raises(ValueError, match=r"tensorboard|WANDB_MODE=onlin"):
+            check_trackers(logger)
         with pytest.raises(ValueError, match=r"tensorboard|WANDB_MODE=onlin"):
             build_trackers(Config(logger=logger), run_dir, header, attempt=1)
     assert capsys.readouterr().out == ""

@@ -1,6 +1,7 @@
 """Checkpoints: complete or absent, and errors that name the file, the tensor and the way out."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -125,3 +126,20 @@ def test_a_kill_between_writing_and_renaming_leaves_the_earlier_checkpoint_in_ch
     save_checkpoint(folder, model, optimizers, RunState(30, 120, "abc"), {}, keep=3)
     assert latest_checkpoint(folder) == folder / "step_00000030"
     assert json.loads((folder / "step_00000030" / "state.json").read_text())["sequences"] == 120
+
+
+def test_latest_moves_only_to_a_checkpoint_that_is_there(folder, monkeypatch):
+    model, optimizers = trained()
+    real, renamed = os.replace, []
+
+    def dies_before_the_second_renaming(source, target):
+        if renamed:
+            raise KeyboardInterrupt
+        renamed.append(target)
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", dies_before_the_second_renaming)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(folder, model, optimizers, RunState(30, 120, "abc"), {}, keep=3)
+    assert renamed == [folder / "step_00000030"]
+    assert latest_checkpoint(folder) == folder / "step_00000020"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,10 +46,61 @@ def test_a_run_writes_every_file_of_its_directory(make_config, tmp_path):
     assert run_files.read_config(run_dir) == make_config("trainer.sample_every=6")
 
 
+def test_a_fault_of_ours_keeps_its_traceback(make_config, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("shapes do not match")
+
+    monkeypatch.setattr(trainer, "train_step", broken)
+    with pytest.raises(RuntimeError, match="training failed after step 0") as caught:
+        run(make_config(), tmp_path / "run", [])
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert run_files.read_summary(tmp_path / "run")["exit_reason"] == "crashed"
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [("file", "File exists"), ("file/below", "Not a directory"), ("/proc/nope", "No such file")],
+)
+def test_a_directory_that_cannot_be_made_is_named(make_config, tmp_path, place, message):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=rf"run_dir=.*{place} cannot be used \(.*{message}"):
+        run(make_config(), tmp_path / place, [])
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("device=mps", "device=mps"),
+        ("data.path=nowhere", "data.path='nowhere' matches no file"),
+        ("logger=tensorboard", "tensorboard"),
+    ],
+)
+def test_a_start_that_fails_makes_no_directory(make_config, tmp_path, monkeypatch, fault, message):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match=message):
+        run(make_config(fault), tmp_path / "run", [])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_that_fails_while_building_can_be_made_again_with_other_settings(make_config, tmp_path):
+    with pytest.raises(ValueError, match="needs 9001"):
+        run(
+            make_config("data.sequence_length=9000", "model.max_seq_len=9000", "trainer.max_steps=2"),
+            tmp_path / "run",
+            [],
+        )
+    assert run(make_config("resume=never", "trainer.max_steps=2"), tmp_path / "run", []) == 0
+
+
 def test_the_loss_falls(make_config, tmp_path):
     run(make_config("trainer.max_steps=40", "optimizer.lr=1e-2"), tmp_path / "run", [])
     curve = losses(tmp_path / "run")
     assert curve[-1] < curve[0] - 1
+
+
+def test_the_peak_is_written_with_its_unit(make_config, tmp_path, capsys):
+    run(make_config("trainer.max_steps=1"), tmp_path / "run", [])
+    assert re.search(r"^peak +[\d.]+ [MGT]FLOP/s, measured", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_seed_another(make_config, tmp_path):
@@ -133,20 +185,106 @@ def test_a_changed_corpus_is_refused(make_config, tmp_path, monkeypatch):
         run(config, tmp_path / "run", [])
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
-def test_a_signal_finishes_the_step_saves_and_ends_cleanly(make_config, tmp_path, monkeypatch, number, code):
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, number: signal.Signals = signal.SIGINT) -> None:
+    """Send this process a signal in the middle of a step."""
     real = trainer.train_step
 
     def signalled(model, optimizers, batch, plan, *rest):
-        if plan.step == 3:
+        if plan.step == step:
             os.kill(os.getpid(), number)
         return real(model, optimizers, batch, plan, *rest)
 
     monkeypatch.setattr(trainer, "train_step", signalled)
-    assert run(make_config(), tmp_path / "run", []) == code
+
+
+@pytest.mark.parametrize("step", [6, 12])
+def test_ctrl_c_delays_the_evaluation_and_the_samples_of_its_step(make_config, tmp_path, monkeypatch, step):
+    config = make_config("trainer.sample_every=6")
+    run(config, tmp_path / "whole", [])
+    with monkeypatch.context() as patch:
+        interrupt_at(step, patch)
+        assert run(config, tmp_path / "run", []) == 130
+    assert "val/loss" not in run_files.read_metrics(tmp_path / "run")[-1]
+    assert run(config, tmp_path / "run", []) == 0
+    curves = [
+        [(row["step"], row["val/bpb"]) for row in run_files.read_metrics(tmp_path / name) if "val/bpb" in row]
+        for name in ("run", "whole")
+    ]
+    assert [at for at, _ in curves[0]] == [6, 12]
+    assert curves[0] == curves[1]
+    texts = [(tmp_path / name / "samples.jsonl").read_text() for name in ("run", "whole")]
+    assert [json.loads(line)["text"] for line in texts[0].splitlines()] == [
+        json.loads(line)["text"] for line in texts[1].splitlines()
+    ]
+    summaries = [run_files.read_summary(tmp_path / name) for name in ("run", "whole")]
+    assert summaries[0]["final_val_loss"] == summaries[1]["final_val_loss"]
+
+
+def test_the_summary_covers_all_attempts(make_config, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupt_at(12, patch)
+        assert run(make_config(), tmp_path / "run", []) == 130
+    metrics = tmp_path / "run/metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for row in rows:
+        row |= {"perf/tokens_per_second": 1000.0 + row["step"], "perf/mfu": 0.1 * row["step"]}
+    rows[3]["perf/memory_gib"] = 99.0
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
+    ledger = tmp_path / "run/ledger.jsonl"
+    entry = json.loads(ledger.read_text().splitlines()[-1]) | {"seconds": 7200.0}
+    ledger.write_text(ledger.read_text() + json.dumps(entry) + "\n")
+    capsys.readouterr()
+    assert run(make_config(), tmp_path / "run", []) == 0
+    summary = run_files.read_summary(tmp_path / "run")
+    assert 1005 <= summary["steady_tokens_per_second"] <= 1007
+    assert 0.5 <= summary["mfu"] <= 0.7
+    assert summary["peak_memory_gib"] == 99.0
+    assert " in 2h 00m" in capsys.readouterr().out
+
+
+def test_resumes_and_spikes_are_events(make_config, tmp_path, monkeypatch):
+    real, run_dir = trainer.train_step, tmp_path / "run"
+
+    def jumps_at_step_10(model, optimizers, batch, plan, *rest):
+        result = real(model, optimizers, batch, plan, *rest)
+        if plan.step == 10:
+            result.grad_norm *= 100
+        return result
+
+    with monkeypatch.context() as patch:
+        interrupt_at(1, patch)
+        run(make_config(), run_dir, [])
+    assert not (run_dir / "events.jsonl").read_text()
+    monkeypatch.setattr(trainer, "train_step", jumps_at_step_10)
+    run(make_config(), run_dir, [])
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    assert [(event["kind"], event["step"], event["attempt"]) for event in events] == [
+        ("resumed", 1, 2),
+        ("spike", 10, 2),
+    ]
+    assert "step_00000001" in events[0]["message"]
+    assert "optim/grad_norm" in events[1]["message"]
+
+
+def test_the_same_command_with_resume_goes_on_with_its_own_run(make_config, tmp_path, monkeypatch):
+    run(make_config(), tmp_path / "first", [])
+    config = make_config(f"resume={tmp_path / 'first/checkpoints/step_00000004'}")
+    with monkeypatch.context() as patch:
+        interrupt_at(9, patch)
+        run(config, tmp_path / "second", [])
+    assert run(config, tmp_path / "second", []) == 0
+    rows = run_files.read_metrics(tmp_path / "second")
+    assert [(row["step"], row["attempt"]) for row in rows] == [(n, 1 if n < 10 else 2) for n in range(5, 13)]
+    assert losses(tmp_path / "second") == losses(tmp_path / "first")[4:]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
+def test_a_signal_finishes_the_step_saves_and_ends_cleanly(make_config, tmp_path, monkeypatch, number, code):
+    with monkeypatch.context() as patch:
+        interrupt_at(3, patch, number)
+        assert run(make_config(), tmp_path / "run", []) == code
     assert run_files.read_summary(tmp_path / "run")["exit_reason"] == "interrupted"
     assert run_files.latest_checkpoint(tmp_path / "run" / "checkpoints").name == "step_00000003"
-    monkeypatch.setattr(trainer, "train_step", real)
     assert run(make_config(), tmp_path / "run", []) == 0
     run(make_config(), tmp_path / "whole", [])
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")

@@ -1,0 +1,60 @@
+"""What attention keeps of the tokens so far.
+
+Legend: B rows, C capacity in tokens, W numbers kept of a token in a layer.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deepseek_mini.model.attention import SelfAttention
+
+
+class Cache:
+    """A buffer `[B, C, W]` for each layer, made once: decoding moves nothing and grows nothing.
+
+    For MLA W is kv_lora_rank + qk_rope_head_dim: the normed latent and the turned key (V3 section 2.1.1).
+    Rows may hold different numbers of tokens. Row i's lie at positions 0 to lengths[i] - 1; what stands
+    behind them is never attended to and gets overwritten.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[SelfAttention],
+        n_rows: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        widths = [sum(layer.kept_split) for layer in layers]
+        self.buffers = [torch.zeros(n_rows, capacity, w, dtype=dtype, device=device) for w in widths]
+        self.lengths = [0] * n_rows
+
+    @property
+    def capacity(self) -> int:
+        return self.buffers[0].shape[1]
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of all layers together."""
+        return sum(buffer.shape[-1] * buffer.element_size() for buffer in self.buffers)
+
+    @property
+    def nbytes(self) -> int:
+        """Of everything: rows x capacity x bytes per token."""
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+    def write(self, layer: int, kept_BTW: Tensor, slots_N: Tensor) -> None:
+        """Put new tokens into their slots, which count through the positions of row after row."""
+        self.buffers[layer].flatten(0, 1).index_copy_(0, slots_N, kept_BTW.flatten(0, 1))
+
+    def rewind(self, counts: Sequence[int]) -> None:
+        """Forget each row's last tokens."""
+        self.lengths = [length - count for length, count in zip(self.lengths, counts, strict=True)]
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only, in this order."""
+        chosen = torch.tensor(rows, device=self.buffers[0].device)
+        self.buffers = [buffer.index_select(0, chosen) for buffer in self.buffers]
+        self.lengths = [self.lengths[row] for row in rows]

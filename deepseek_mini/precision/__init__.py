@@ -1,0 +1,1 @@
+"""FP8 as DeepSeek-V3 uses it."""
