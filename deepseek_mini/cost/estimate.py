@@ -117,7 +117,7 @@ def _activation_bytes(config: Config, device: torch.device, dtype: torch.dtype) 
     tokens = sequences * config.data.sequence_length
     attention = _attention_bytes(model, width)
     dense, moe = attention + _dense_bytes(model, width), attention + _moe_bytes(model, width)
-    outputs = (1 + depth) * (4 * model.vocab_size + tokens * (2 * width.norm + width.product)) * model.dim
+    outputs = (1 + depth) * (4 * model.vocab_size + tokens * (width.norm + width.product)) * model.dim
     mtp_inputs = depth * tokens * (4 * width.norm + 2 * width.product) * model.dim
     if config.trainer.recompute is Recompute.full:
         block_inputs = (model.n_layers + depth) * width.norm * model.dim
@@ -128,28 +128,28 @@ def _activation_bytes(config: Config, device: torch.device, dtype: torch.dtype) 
 
 def _attention_bytes(config: ModelConfig, width: _Widths) -> int:
     """Per token: the norm before, the latents with their norms, and queries, keys, values and output."""
-    inputs = (2 * width.norm + width.casts * width.product) * config.dim
+    inputs = (width.norm + width.casts * width.product) * config.dim
     output = width.product * config.n_heads * config.v_head_dim
     if config.attention is not Attention.mla:
         return inputs + output + width.attention * 4 * config.n_heads * config.v_head_dim
-    latents = (2 * width.norm + width.product) * (config.q_lora_rank + config.kv_lora_rank)
+    latents = (width.norm + width.product) * (config.q_lora_rank + config.kv_lora_rank)
     heads = width.attention * 2 * config.n_heads * (config.qk_head_dim + config.v_head_dim)
     return inputs + latents + width.norm * config.qk_rope_head_dim + heads + output
 
 
 def _dense_bytes(config: ModelConfig, width: _Widths) -> int:
     """Per token: the norm before the MLP, and its inner activations."""
-    inputs = (2 * width.norm + width.casts * width.product) * config.dim
+    inputs = (width.norm + width.casts * width.product) * config.dim
     return inputs + 4 * width.product * config.inter_dim
 
 
 def _moe_bytes(config: ModelConfig, width: _Widths) -> int:
     """Per token: the norm, the gate, and of each expert it visits the input and the inner activations."""
     copies = width.casts * width.product + (width.casts - 1) * width.norm
-    gate = 2 * width.norm * config.n_routed_experts
+    gate = width.norm * config.n_routed_experts
     routed = config.n_activated_experts * (config.dim + 2 * config.moe_inter_dim)
     shared = 4 * config.n_shared_experts * config.moe_inter_dim
-    return (2 * width.norm + copies) * config.dim + gate + width.product * (routed + shared)
+    return (width.norm + copies) * config.dim + gate + width.product * (routed + shared)
 
 
 def _parameter_lines(config: ModelConfig) -> list[str]:

@@ -10,6 +10,7 @@ MTP in or out, gate in or out) are explicit arguments.
 """
 
 from deepseek_mini.config import Attention, Balance, ModelConfig
+from deepseek_mini.cost.shape import Shape, shape_of
 
 BF16_BYTES = 2
 
@@ -47,8 +48,41 @@ def mtp_params(config: ModelConfig) -> int:
     return config.mtp.depth * (block + projection + norms)
 
 
+def flops_by_component(shape: Shape, sequence_length: int, *, causal: bool = True) -> dict[str, float]:
+    """Training FLOPs per token of each component: 6 per weight that a token meets, and the attention core.
+
+    Their sum is more than any published figure counts: `gate` and `mtp` are left out of most
+    (see `flops_per_token`). A sliding window of w tokens is exact in the causal convention: s keys on
+    average become w - w^2 / 2s; otherwise a query meets min(w, s) keys.
+    """
+    n_layers, n_windows = shape.n_layers, shape.n_window_layers
+    per_key = 6 * shape.n_heads * (shape.key_width + shape.value_width)
+    keys = sequence_length / 2 if causal else sequence_length
+    windowed_keys = _windowed_keys(shape, sequence_length, causal)
+    routed, gate = shape.top_k * shape.expert_weights, shape.n_experts * shape.dim
+    block = shape.attention_weights + shape.shared_weights + routed
+    mtp = 6 * (block + shape.head_weights + 2 * shape.dim**2) + per_key * keys
+    flops = {
+        "attention_projections": 6 * n_layers * shape.attention_weights,
+        "attention_core": per_key * ((n_layers - n_windows) * keys + n_windows * windowed_keys),
+        "dense": 6 * shape.n_dense_layers * shape.dense_weights,
+        "shared_experts": 6 * shape.n_moe_layers * shape.shared_weights,
+        "routed_experts": 6 * shape.n_moe_layers * routed,
+        "head": 6 * shape.head_weights,
+        "gate": 6 * shape.n_moe_layers * gate,
+        "mtp": shape.mtp_depth * mtp,
+        "mtp_gate": 6 * shape.mtp_depth * gate,
+    }
+    return {name: float(value) for name, value in flops.items()}
+
+
 def flops_per_token(
-    config: ModelConfig, sequence_length: int, *, causal: bool = True, mtp: bool = False, gate: bool = False
+    model: ModelConfig | Shape,
+    sequence_length: int,
+    *,
+    causal: bool = True,
+    mtp: bool = False,
+    gate: bool = False,
 ) -> float:
     """Training FLOPs per token, 3 (2 P + A): V3 at 4096 tokens is 249.81e9.
 
@@ -57,22 +91,11 @@ def flops_per_token(
     `mtp` adds each depth's block, projection and second product with the head; `gate` adds the router, which
     DeepSeek and NVIDIA leave out.
     """
-    n_moe_layers = config.n_layers - config.n_dense_layers
-    depth = config.mtp.depth if mtp else 0
-    n_blocks = config.n_layers + depth
-    weights = (
-        n_blocks * _attention_weights(config)
-        + config.n_dense_layers * _mlp(config, config.inter_dim)
-        + (n_moe_layers + depth) * _experts_per_token(config)
-        + (1 + depth) * config.vocab_size * config.dim
-        + depth * 2 * config.dim**2
-    )
-    if gate:
-        weights += (n_moe_layers + depth) * config.n_routed_experts * config.dim
-    query_key_width, value_width = _head_widths(config)
-    keys = sequence_length / 2 if causal else sequence_length
-    core = n_blocks * 2 * config.n_heads * (query_key_width + value_width) * keys
-    return float(3 * (2 * weights + core))
+    shape = model if isinstance(model, Shape) else shape_of(model)
+    flops = flops_by_component(shape, sequence_length, causal=causal)
+    left_out = set() if gate else {"gate", "mtp_gate"}
+    left_out |= set() if mtp else {"mtp", "mtp_gate"}
+    return sum(value for name, value in flops.items() if name not in left_out)
 
 
 def six_n(config: ModelConfig) -> float:
@@ -132,34 +155,7 @@ def _gate(config: ModelConfig) -> int:
 
 def _attention(config: ModelConfig) -> int:
     latents = config.q_lora_rank + config.kv_lora_rank if config.attention is Attention.mla else 0
-    return _attention_weights(config) + latents
-
-
-def _attention_weights(config: ModelConfig) -> int:
-    """Matmul weights of one attention layer."""
-    output = config.n_heads * config.v_head_dim * config.dim
-    if config.attention is not Attention.mla:
-        key_value = 2 * _kv_heads(config) * config.v_head_dim * config.dim
-        return 2 * output + key_value
-    query_width = config.n_heads * config.qk_head_dim
-    if config.q_lora_rank:
-        query = config.q_lora_rank * (config.dim + query_width)
-    else:
-        query = config.dim * query_width
-    down = config.dim * (config.kv_lora_rank + config.qk_rope_head_dim)
-    up = config.kv_lora_rank * config.n_heads * (config.qk_nope_head_dim + config.v_head_dim)
-    return query + down + up + output
-
-
-def _kv_heads(config: ModelConfig) -> int:
-    heads = {Attention.mha: config.n_heads, Attention.gqa: config.n_kv_heads, Attention.mqa: 1}
-    return heads[config.attention]
-
-
-def _head_widths(config: ModelConfig) -> tuple[int, int]:
-    """Width of one head's query and key, and of its value."""
-    mla = config.attention is Attention.mla
-    return config.qk_head_dim if mla else config.v_head_dim, config.v_head_dim
+    return shape_of(config).attention_weights + latents
 
 
 def _mlp(config: ModelConfig, width: int) -> int:
@@ -167,6 +163,7 @@ def _mlp(config: ModelConfig, width: int) -> int:
     return 3 * config.dim * width
 
 
-def _experts_per_token(config: ModelConfig) -> int:
-    n_experts = config.n_shared_experts + config.n_activated_experts
-    return n_experts * _mlp(config, config.moe_inter_dim)
+def _windowed_keys(shape: Shape, sequence_length: int, causal: bool) -> float:
+    """Keys that a query of a layer with a sliding window meets, on average."""
+    window = min(shape.window, sequence_length)
+    return window - window**2 / (2 * sequence_length) if causal and window else window

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from deepseek_mini.config import Device, Format
+from deepseek_mini.cost.devices import gpus
 
 MEASURE_SECONDS = 0.3
 
@@ -26,43 +27,6 @@ class Peak:
     """None where it is not known."""
     source: str
     """Where the figure is from, in words."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Gpu:
-    """Dense TFLOPS of an NVIDIA GPU, accumulating in FP32; None where there is none or none is known."""
-
-    name: str
-    """Regular expression for the whole name that the driver gives, without its `NVIDIA `."""
-    bf16: float | None
-    fp8: float | None
-    tf32: float | None
-    fp32: float | None
-    source: str
-
-
-_GPUS = (
-    _Gpu(r"GB200", 2500, 5000, 1250, 80, "GB200 NVL72 data sheet"),
-    _Gpu(r"GB300", 2500, 5000, 1250, None, "GB300 NVL72 data sheet"),
-    _Gpu(r"B[23]00( SXM6 AC)?", 2250, 4500, 1125, 75, "HGX B200 and B300 data sheets"),
-    _Gpu(r"H[18]00 PCIe", 756.5, 1513, 378, 51.2, "H100 data sheet"),
-    _Gpu(r"H[12]00 NVL", 835.5, 1670.5, 417.5, 60, "H100 NVL and H200 NVL data sheets"),
-    _Gpu(r"(H[128]00|GH200)( \d+GB?( HBM3e?)?)?", 989.4, 1978.9, 494.7, 66.9, "H100 SXM data sheet"),
-    _Gpu(r"H20", 148, 296, 74, 44, "H20 data sheet"),
-    _Gpu(r"A[18]00(-SXM4|-PCIE)?[ -]\d+GB( PCIe)?", 312, None, 156, 19.5, "A100 data sheet"),
-    _Gpu(r"A30", 165, None, 82, 10.3, "A30 data sheet"),
-    _Gpu(r"A40", 149.7, None, 74.8, 37.4, "A40 data sheet"),
-    _Gpu(r"A10", 125, None, 62.5, 31.2, "A10 data sheet"),
-    _Gpu(r"L40S", 362, 733, 183, 91.6, "L40S data sheet"),
-    _Gpu(r"L4", 121, 242.5, 60, 30.3, "L4 data sheet"),
-    _Gpu(r"RTX 6000 Ada Generation", 364.2, 728.5, 182.1, 91.1, "Ada architecture whitepaper"),
-    _Gpu(r"RTX A6000", 154.8, None, 77.4, 38.7, "GA102 whitepaper"),
-    _Gpu(r"GeForce RTX 5090", 209.5, 419, 104.8, 104.8, "RTX Blackwell whitepaper"),
-    _Gpu(r"GeForce RTX 4090", 165.2, 330.3, 82.6, 82.6, "Ada architecture whitepaper"),
-    _Gpu(r"GeForce RTX 3090", 71, None, 35.6, 35.6, "GA102 whitepaper"),
-    _Gpu(r"Tesla V100-SXM2-\d+GB", None, None, None, 15.7, "V100 data sheet"),
-    _Gpu(r"Tesla T4", None, None, None, 8.1, "T4 data sheet"),
-)
 
 
 def choose_device(device: Device) -> tuple[torch.device, str]:
@@ -113,8 +77,8 @@ def listed_peak(name: str, arithmetic: str) -> Peak:
 
     The whole name must match: a slice of a GPU (MIG) or its laptop version has another peak.
     """
-    for gpu in _GPUS:
-        if re.fullmatch(gpu.name, name.removeprefix("NVIDIA ")):
+    for gpu in gpus():
+        if re.fullmatch(gpu.driver_name, name.removeprefix("NVIDIA ")):
             tflops: float | None = getattr(gpu, arithmetic)
             if tflops is None:
                 return Peak(None, f"no {arithmetic.upper()} peak is known for {name}")

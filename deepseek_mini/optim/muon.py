@@ -1,4 +1,4 @@
-"""Muon: momentum, orthogonalised, for the hidden matrices (Jordan et al. 2024; scale of arXiv:2502.16982).
+"""Muon: momentum, orthogonalised, for the hidden matrices (scaled as in arXiv:2502.16982).
 
 Legend: E matrices of a stack, R rows, C columns.
 """

@@ -3,6 +3,7 @@ import torch
 
 from deepseek_mini.config import Device, Format
 from deepseek_mini.cost import hardware
+from deepseek_mini.cost.devices import gpus
 from deepseek_mini.cost.hardware import (
     choose_device,
     choose_precision,
@@ -58,7 +59,7 @@ def test_an_unlisted_device_has_no_peak(name: str) -> None:
 
 def test_no_listed_peak_is_a_sparse_one() -> None:
     """BF16 is half of FP8 and twice TF32, within the rounding of the data sheets."""
-    for gpu in hardware._GPUS:
+    for gpu in gpus():
         if gpu.bf16 and gpu.fp8:
             assert gpu.fp8 / gpu.bf16 == pytest.approx(2, rel=0.02), gpu.name
         if gpu.bf16 and gpu.tf32:
