@@ -5,6 +5,9 @@ import os
 import pytest
 import torch
 
+# Triton decides at its first import whether kernels run on a GPU or in its interpreter.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
