@@ -23,6 +23,12 @@ class Attention(StrEnum):
     mqa = "mqa"
 
 
+class AttentionMatch(StrEnum):
+    none = "none"
+    parameters = "parameters"
+    kv_bytes = "kv_bytes"
+
+
 class ScoreFunction(StrEnum):
     sigmoid = "sigmoid"
     softmax = "softmax"
@@ -86,8 +92,11 @@ class MoeConfig:
     """alpha of V3's complementary sequence-wise loss, used with balance=bias."""
     aux_loss_weight: float = 0.003
     """alpha_1 of V2's expert-level loss, used with balance=aux_loss."""
+    granularity: int = 1
+    """Split each expert into so many, at the same parameters and active FLOPs; solved when composing."""
 
     def __post_init__(self) -> None:
+        require_at_least("model.moe", self, 1, "granularity")
         require_at_least("model.moe", self, 0, "bias_update_rate", "sequence_loss_weight", "aux_loss_weight")
 
 
@@ -147,6 +156,8 @@ class ModelConfig:
     attention: Attention = Attention.mla
     n_kv_heads: int = 8
     """Key and value heads of attention=gqa."""
+    attention_match: AttentionMatch = AttentionMatch.none
+    """Give mha, gqa or mqa the v_head_dim with which they have MLA's parameters or cache, when composing."""
     group_score: GroupScore = GroupScore.top2
     """Score of an expert group: sum of its two best biased scores (V3) or its best one (V2)."""
     init_std: float = 0.006

@@ -11,6 +11,7 @@ from deepseek_mini.model.loss import token_losses
 from deepseek_mini.model.mtp import IGNORE
 from deepseek_mini.model.transformer import Transformer, stack_counts
 from deepseek_mini.training.balance import max_violation
+from deepseek_mini.training.experts import RoutingCounts, watch_gates
 
 
 @dataclass(slots=True)
@@ -31,23 +32,26 @@ def evaluate(
     micro_batch_size: int,
     autocast: torch.autocast,
     document_mask: bool = False,
+    routing: RoutingCounts | None = None,
 ) -> dict[str, float | None]:
     """Losses over the first `n_sequences` held-out sequences, always the same ones.
 
     `val/loss` is nats per token. `val/bpb` is bits per byte: the nats of the documents' own tokens over
     their bytes, end-of-document tokens left out. `val/max_violation` is over all these sequences.
-    Nothing is counted towards the balance of training.
+    Nothing is counted towards the balance of training. `routing` counts what each expert is chosen for.
     """
     device = model.head.weight.device
     sums, counts_LE = _Sums(), None
     for start in range(0, n_sequences, micro_batch_size):
         batch = data.validation.batch(start, min(micro_batch_size, n_sequences - start)).to(device)
-        with autocast:
+        with autocast, watch_gates(model) as chosen:
             predictions, stats = model.predict(batch.tokens_BS, batch.documents_BS, document_mask)
             head_VD = model.head.weight
             losses = [
                 token_losses(p.hidden_BUD.flatten(0, 1), head_VD, p.targets_BU.flatten()) for p in predictions
             ]
+        if routing is not None:
+            routing.add(chosen, batch.tokens_BS)
         counts_LE = stack_counts(stats) + (0 if counts_LE is None else counts_LE)
         _add(sums, batch, losses, data.token_bytes_V.to(device))
         for prediction, loss_N in zip(predictions[1:], losses[1:], strict=True):

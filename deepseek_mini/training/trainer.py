@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from deepseek_mini import run_files
 from deepseek_mini.config import Config, Recompute
@@ -25,6 +26,7 @@ from deepseek_mini.tracking import announce, build_trackers, check_trackers
 from deepseek_mini.training.balance import balance_metrics
 from deepseek_mini.training.checkpoint import RunState, load_checkpoint, save_checkpoint
 from deepseek_mini.training.evaluation import evaluate
+from deepseek_mini.training.experts import ExpertLog, RoutingCounts
 from deepseek_mini.training.guards import NonFinite, SpikeWatch, StopRequest
 from deepseek_mini.training.report import make_header, make_summary, peak_memory_gib, wall_seconds
 from deepseek_mini.training.resume import find_checkpoint
@@ -106,6 +108,9 @@ class Trainer:
         if initial_weights is not None:
             self.trackers.event("initial_weights", initial_weights, self.state.step)
         self.spikes = SpikeWatch()
+        self.experts = ExpertLog(run_dir, meter.attempt, self.model, self.data.tokenizer)
+        self.counts_LE: Tensor | None = None
+        self.routing: RoutingCounts | None = None
         run_files.write_environment(
             run_dir,
             attempt=meter.attempt,
@@ -155,7 +160,7 @@ class Trainer:
                 if self.due(every.sample_every) and not stopping:
                     self.sample()
                 if self.due(every.log_every) or "val/loss" in metrics or plan.step == 1 or stopping:
-                    self.trackers.log(metrics, plan.step)
+                    self.log(metrics)
                 if stopping:
                     return "interrupted", INTERRUPTED if stop.signal == signal.SIGINT else FAILED
         return "finished", DONE
@@ -179,6 +184,7 @@ class Trainer:
             )
             tokens = plan.batch_size * self.config.data.sequence_length
             self.meter.count(steps=1, tokens=tokens, model_flops=tokens * self.flops_per_token)
+        self.counts_LE, self.routing = result.counts_LE, None
         self.state = RunState(plan.step, plan.first_sequence + plan.batch_size, self.data.corpus_hash)
         end = time.perf_counter()
         rate = tokens / (end - begin)
@@ -214,7 +220,12 @@ class Trainer:
         if self.due(every.sample_every) and "samples" not in self.recorded:
             self.sample()
         if metrics.keys() - self.recorded:
-            self.trackers.log(metrics, self.state.step)
+            self.log(metrics)
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Record a step: its figures, and what its experts did."""
+        self.experts.log(self.state.step, metrics["tokens"], self.counts_LE, self.routing)
+        self.trackers.log(metrics, self.state.step)
 
     def due(self, every: int) -> bool:
         """Whether something that happens every so many steps, and at the last one, happens now."""
@@ -255,6 +266,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float | None]:
         with self.meter.phase("evaluate"):
+            self.routing = self.experts.new_counts()
             return evaluate(
                 self.model,
                 self.data,
@@ -262,6 +274,7 @@ class Trainer:
                 self.config.trainer.micro_batch_size or self.config.data.batch_size,
                 self.autocast,
                 self.config.data.document_mask,
+                self.routing,
             )
 
     def sample(self) -> None:

@@ -1,0 +1,1 @@
+"""Reading run directories: tables, verdicts and pictures. Training imports none of it."""

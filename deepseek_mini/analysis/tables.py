@@ -1,0 +1,133 @@
+"""The tables of a comparison, for the terminal and for Markdown."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from deepseek_mini.analysis.comparison import percent
+from deepseek_mini.analysis.figures import FIGURES
+from deepseek_mini.analysis.style import short
+
+NOTHING = "\u2013"
+MOST_NAMED = 3
+"""Groups whose labels still fit above columns; more of them are numbered."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def make_tables(result: dict[str, Any]) -> list[TextTable]:
+    tables = [loss_table(result), figure_table(result), settings_table(result)]
+    return [table for table in tables if table.rows]
+
+
+def loss_table(result: dict[str, Any]) -> TextTable:
+    """A row for each group: mean, spread over seeds, and the difference from the baseline."""
+    metric, rows = result["metric"], []
+    names = _names(result)
+    for name, group in zip(names, result["groups"], strict=True):
+        judged = (group["differences"] or {}).get(metric) if group["shown"] is not None else None
+        mean, deviation = group["means"][metric], group["deviations"][metric]
+        rows.append(
+            [
+                group["label"] if name == group["label"] else f"{name}  {group['label']}",
+                ",".join(map(str, group["seeds"])) or NOTHING,
+                NOTHING if mean is None else f"{mean:.4f}",
+                NOTHING if deviation is None else f"{deviation:.4f}",
+                f"{judged['mean_fraction']:+.2%}" if judged else NOTHING,
+                f"{judged['low_fraction']:+.2%} to {judged['high_fraction']:+.2%}" if judged else NOTHING,
+            ]
+        )
+    confidence = f"{1 - result['alpha']:.0%} interval"
+    return TextTable(metric, ["", "seeds", "mean", "sd", "difference", confidence], rows)
+
+
+def figure_table(result: dict[str, Any]) -> TextTable:
+    """A column for each group; a figure of which nothing is recorded is left out."""
+    groups = result["groups"]
+    rows = []
+    for figure in FIGURES:
+        means = [group["means"][figure.name] for group in groups]
+        if any(mean is not None for mean in means):
+            rows.append([figure.title, *(_number(figure.name, mean) for mean in means)])
+    return TextTable("means over seeds", ["", *_names(result)], rows)
+
+
+def settings_table(result: dict[str, Any]) -> TextTable:
+    """Only the settings that differ."""
+    labels = [group["label"] for group in result["groups"]]
+    rows = [[key, *(str(values[label]) for label in labels)] for key, values in result["settings"].items()]
+    return TextTable("settings that differ", ["", *_names(result)], rows)
+
+
+def verdicts(result: dict[str, Any]) -> list[str]:
+    """A line for each comparison, then for the ladder."""
+    lines = []
+    for group in result["groups"]:
+        if group["baseline"]:
+            missing = ", ".join(map(str, group["missing_seeds"]))
+            without = f" [no seed {missing}]" if missing else ""
+            lines.append(f"{group['label']} against {group['baseline']}: {group['verdict']}{without}")
+    scaling = result.get("scaling") or {"fits": {}, "trends": {}}
+    for name, fit in scaling["fits"].items():
+        then = fit["at_ten_times"]
+        lines.append(
+            f"{name}: loss falls as compute^-{fit['exponent']:.3f} ({fit['exponent_low']:.3f} to "
+            f"{fit['exponent_high']:.3f}); at {then['flops']:.2g} FLOPs {then['loss']:.3f} "
+            f"({then['low']:.3f} to {then['high']:.3f})"
+        )
+    for name, trend in scaling["trends"].items():
+        lines.append(f"{name}: {trend['per_tenfold']:+.2%} for each tenfold compute; {trend['verdict']}")
+    return lines
+
+
+def footnotes(result: dict[str, Any]) -> list[str]:
+    """The method in words, and what to keep in mind."""
+    variants = sum(group["baseline"] is not None for group in result["groups"])
+    methods = {
+        judged["method"]
+        for group in result["groups"]
+        if (judged := (group["differences"] or {}).get(result["metric"]))
+    }
+    lines = []
+    if methods:
+        together = f", all {variants} together (Bonferroni)" if variants > 1 else ""
+        lines.append(
+            f"Difference: variant minus baseline, {' and '.join(sorted(methods))}; Student's t intervals "
+            f"of {1 - result['alpha']:.0%} confidence{together}. Could have shown: the true difference that "
+            f"such a design finds {percent(result['power'])} of the time, at the spread seen."
+        )
+    if result["budget"] is not None:
+        lines.append(
+            f"Read at {short(result['budget'])} {result['at']}, the most that all reached; a schedule "
+            "planned for longer had not yet lowered its learning rate there."
+        )
+    return lines + result["notes"]
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """All of it as a page, for docs/results."""
+    parts = ["# Comparison", "\n".join(f"- {line}" for line in verdicts(result))]
+    for table in make_tables(result):
+        lines = [table.header, ["---"] + ["---:"] * (len(table.header) - 1), *table.rows]
+        parts.append(f"## {table.title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines))
+    parts += [f"![{name}]({name})" for name in result["plots"]]
+    parts += ["\n".join(f"- {line}" for line in [f"corpus {result['corpus']}", *footnotes(result)])]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _names(result: dict[str, Any]) -> list[str]:
+    """Heads of the groups' columns."""
+    labels = [group["label"] for group in result["groups"]]
+    return labels if len(labels) <= MOST_NAMED else [f"({i})" for i in range(1, len(labels) + 1)]
+
+
+def _number(name: str, value: float | None) -> str:
+    if value is None:
+        return NOTHING
+    if name in ("val/loss", "val/bpb", "val/mtp_loss"):
+        return f"{value:.4f}"
+    return percent(value) if name == "mtp_acceptance" else short(value)

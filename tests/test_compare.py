@@ -1,0 +1,296 @@
+"""scripts/compare.py on run directories with known curves."""
+
+import importlib.util
+import json
+import random
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from analysis.synthetic import write_run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+compare = load_script("compare")
+MHA = "model.attention=mha"
+
+
+def compare_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    assert compare.main([*map(str, arguments), "--json"]) == 0
+    out = capsys.readouterr()
+    assert out.err == ""
+    return json.loads(out.out)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert compare.main([*map(str, arguments), "--json"]) == 2
+    out = capsys.readouterr()
+    assert out.out == ""
+    return out.err
+
+
+def write_pair(folder: Path, effects: list[float], *variant: str, **both: Any) -> list[Path]:
+    """A baseline and a variant whose loss is off by the effect of each seed."""
+    runs = []
+    for seed, effect in enumerate(effects):
+        start = 3.0 + 0.05 * seed
+        runs.append(write_run(folder / f"base-{seed}", seed=seed, loss=start, **both))
+        runs.append(write_run(folder / f"variant-{seed}", *variant, seed=seed, loss=start + effect, **both))
+    return runs
+
+
+def test_a_difference_that_all_seeds_share_is_shown_whatever_the_seeds_spread(tmp_path, capsys):
+    result = compare_json(capsys, *write_pair(tmp_path, [0.030, 0.031, 0.029], MHA))
+    base, variant = result["groups"]
+    assert (base["label"], variant["label"]) == ("attention=mla", "attention=mha")
+    assert base["verdict"] == "baseline"
+    assert variant["shown"] is True
+    assert variant["verdict"].startswith("higher by 0.98%")
+    judged = variant["differences"]["val/loss"]
+    assert judged["mean"] == pytest.approx(0.03)
+    assert judged["method"] == "paired by seed"
+    assert judged["low"] < 0.03 < judged["high"]
+    assert base["deviations"]["val/loss"] == pytest.approx(0.05)
+    assert result["settings"] == {
+        "model.attention": {"attention=mla": "mla", "attention=mha": "mha"},
+    }
+
+
+def test_where_nothing_is_shown_the_verdict_says_what_could_have_been(tmp_path, capsys):
+    result = compare_json(capsys, *write_pair(tmp_path, [0.03, -0.02, 0.01], MHA))
+    variant = result["groups"][1]
+    assert variant["shown"] is False
+    fraction = variant["differences"]["val/loss"]["detectable_fraction"]
+    assert variant["verdict"] == (f"no difference shown; this design could have shown {100 * fraction:.2g}%")
+
+
+def test_figures_without_a_record_are_null_and_others_are_means(tmp_path, capsys):
+    runs = write_pair(tmp_path, [0.0, 0.01], MHA, **{"val/mtp_acceptance": None})
+    means = compare_json(capsys, *runs)["groups"][1]["means"]
+    assert means["mtp_acceptance"] is None
+    assert means["memory_gib"] is None
+    assert means["tokens"] == 40 * 128
+    assert means["kv_bytes_per_token"] == 2 * 2 * 8 * 2 * 2  # k and v, 2 heads of 8, 2 layers, 2 bytes
+    assert means["val/max_violation"] == 0.25
+    assert means["device_hours"] == pytest.approx(40 / 3600)
+
+
+def test_recorded_acceptance_is_averaged(tmp_path, capsys):
+    runs = write_pair(tmp_path, [0.0, 0.01], MHA, **{"val/mtp_acceptance": 0.5})
+    assert compare_json(capsys, *runs)["groups"][0]["means"]["mtp_acceptance"] == 0.5
+
+
+def test_missing_seeds_are_named(tmp_path, capsys):
+    runs = write_pair(tmp_path, [0.01, 0.01, 0.012], MHA)
+    result = compare_json(capsys, *[run for run in runs if run.name != "variant-1"])
+    assert result["groups"][1]["missing_seeds"] == [1]
+    assert result["groups"][1]["differences"]["val/loss"]["n"] == 2
+
+
+def test_single_seeds_get_a_table_and_no_verdict(tmp_path, capsys):
+    result = compare_json(capsys, *write_pair(tmp_path, [0.5], MHA))
+    variant = result["groups"][1]
+    assert variant["shown"] is None
+    assert "no verdict" in variant["verdict"]
+    assert variant["means"]["val/loss"] == pytest.approx(3.5)
+
+
+def test_seeds_that_are_disjoint_are_compared_unpaired(tmp_path, capsys):
+    runs = [write_run(tmp_path / f"a{s}", seed=s, loss=3 + s / 100) for s in (0, 1)]
+    runs += [write_run(tmp_path / f"b{s}", MHA, seed=s, loss=3 + s / 100) for s in (2, 3)]
+    result = compare_json(capsys, *runs)
+    assert result["groups"][1]["differences"]["val/loss"]["method"] == "unpaired (Welch)"
+
+
+def test_different_corpora_are_refused_by_name(tmp_path, capsys):
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", MHA, corpus="other")]
+    error = refusal(capsys, *runs)
+    assert "different corpora" in error
+    assert "c0ffee" in error
+    assert str(runs[1]) in error
+
+
+def test_different_token_counts_are_flagged_and_compared_on_request(tmp_path, capsys):
+    runs = []
+    for seed in (0, 1, 2):
+        runs.append(write_run(tmp_path / f"a{seed}", seed=seed, loss=3.0 + seed / 1000))
+        longer = {"seed": seed, "loss": 2.9, "steps": 80}
+        runs.append(write_run(tmp_path / f"b{seed}", MHA, "trainer.max_steps=80", **longer))
+    flagged = compare_json(capsys, *runs)["groups"][1]
+    assert flagged["shown"] is None
+    assert flagged["verdict"].startswith("not compared: 10,240 tokens against 5,120")
+    at_tokens = compare_json(capsys, *runs, "--at", "tokens")
+    assert at_tokens["budget"] == 5120
+    assert at_tokens["groups"][1]["means"]["val/loss"] == pytest.approx(2.9 + 2 / 40 - 2 / 80)
+    at_flops = compare_json(capsys, *runs, "--at", "flops")
+    cheaper = at_flops["groups"][1]["means"]
+    assert (
+        cheaper["val/loss"] < at_tokens["groups"][1]["means"]["val/loss"]
+    )  # mha has fewer FLOPs per token here
+    at_seconds = compare_json(capsys, *runs, "--at", "seconds")
+    assert at_seconds["budget"] == pytest.approx(40.0)
+
+
+def test_a_run_that_stopped_early_is_left_out_by_name(tmp_path, capsys):
+    runs = write_pair(tmp_path, [0.01, 0.01], MHA)
+    runs.append(write_run(tmp_path / "base-2", seed=2, steps=16, reason="non_finite"))
+    result = compare_json(capsys, *runs)
+    assert result["groups"][0]["seeds"] == [0, 1]
+    assert any("base-2: non_finite" in note for note in result["notes"])
+    assert any("seed 2 is left out" in note for note in result["notes"])
+
+
+def test_tokenizers_that_differ_are_judged_by_bits_per_byte(tmp_path, capsys):
+    result = compare_json(capsys, *write_pair(tmp_path, [0.01, 0.011], "model.vocab_size=300"))
+    assert result["metric"] == "val/bpb"
+    assert any("tokenizers differ" in note for note in result["notes"])
+
+
+def test_the_same_run_twice_counts_once_and_its_copy_is_refused(tmp_path, capsys):
+    run, copy = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    other = write_run(tmp_path / "c", MHA)
+    assert len(compare_json(capsys, run, run, other)["groups"][0]["runs"]) == 1
+    assert "same settings, seed and code" in refusal(capsys, run, copy)
+
+
+def test_two_versions_of_the_code_are_two_groups(tmp_path, capsys):
+    runs = []
+    for seed in (0, 1):
+        runs += [
+            write_run(tmp_path / f"a{seed}", seed=seed),
+            write_run(tmp_path / f"b{seed}", seed=seed, loss=2.9),
+        ]
+        path = runs[-1] / "environment.json"
+        path.write_text(path.read_text().replace("0" * 40, "abcdef1" + "0" * 33))
+    labels = [group["label"] for group in compare_json(capsys, *runs)["groups"]]
+    assert labels == ["code 0000000", "code abcdef1"]
+
+
+def test_a_folder_stands_for_its_runs_in_the_order_of_their_starts(tmp_path, capsys):
+    write_pair(tmp_path / "runs", [0.01, 0.012], MHA)
+    result = compare_json(capsys, tmp_path / "runs")
+    assert sorted(len(group["runs"]) for group in result["groups"]) == [2, 2]
+
+
+def test_intervals_widen_with_the_number_of_variants(tmp_path, capsys):
+    effects = [0.02, 0.025, 0.03]
+    runs = write_pair(tmp_path, effects, MHA)
+    alone = compare_json(capsys, *runs)["groups"][1]["differences"]["val/loss"]
+    runs += [
+        write_run(tmp_path / f"c{s}", "model.attention=mqa", seed=s, loss=3.0 + s / 20) for s in range(3)
+    ]
+    together = compare_json(capsys, *runs)["groups"][1]["differences"]["val/loss"]
+    assert together["low"] < alone["low"]
+    assert together["high"] > alone["high"]
+
+
+def test_runs_that_have_not_been_evaluated_yet_are_named_and_drawn(tmp_path, capsys):
+    runs = [write_run(tmp_path / "a", steps=4), write_run(tmp_path / "b", MHA, steps=4)]
+    for at in ("end", "tokens"):
+        result = compare_json(capsys, *runs, "--at", at, "--out", tmp_path / "out")
+        assert result["groups"][1]["means"]["val/loss"] is None
+        assert "no verdict" in result["groups"][1]["verdict"]
+        assert result["plots"] == ["curves.png"]
+
+
+def test_runs_that_are_the_same_to_the_last_digit_are_called_so(tmp_path, capsys):
+    result = compare_json(capsys, *write_pair(tmp_path, [0.0, 0.0], "trainer.micro_batch_size=1"))
+    assert result["groups"][1]["verdict"] == "the same to the last digit in every seed"
+
+
+def test_a_ladder_is_fitted_by_family(tmp_path, capsys):
+    generator = random.Random(0)
+    for size, (dim, steps) in enumerate(((32, 40), (64, 80), (128, 160))):
+        for name, factor in (("mla", 1.0), ("mha", 1.02)):
+            for seed in range(2):
+                loss = 4 * 0.85**size * factor + generator.gauss(0, 0.002)
+                keys = (f"model.attention={name}", f"model.dim={dim}", f"trainer.max_steps={steps}")
+                write_run(tmp_path / f"{name}{dim}-{seed}", *keys, seed=seed, loss=loss, steps=steps)
+    runs = sorted(tmp_path.glob("mla*")) + sorted(tmp_path.glob("mha*"))
+    result = compare_json(capsys, *runs, "--family", "model.attention", "--out", tmp_path / "out")
+    scaling = result["scaling"]
+    assert list(scaling["fits"]) == ["attention=mla", "attention=mha"]
+    fit = scaling["fits"]["attention=mla"]
+    assert fit["exponent_low"] < fit["exponent"] < fit["exponent_high"]
+    assert fit["exponent"] == pytest.approx(0.11, abs=0.02)
+    assert list(scaling["trends"]) == ["attention=mha"]
+    assert result["plots"] == ["curves.png", "differences.png", "scaling.png"]
+    for name in result["plots"]:
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_json_tables_verdicts_and_a_page_are_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    runs = write_pair(tmp_path, [0.030, 0.031, 0.029], MHA)
+    assert compare.main([*map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "attention=mha against attention=mla: higher by 0.98%" in shown
+    assert "paired by seed" in shown
+    assert max(map(len, shown.replace(str(tmp_path), "").splitlines())) <= 80
+    page = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| attention=mha | 0,1,2 |" in page
+    assert "corpus c0ffee" in page
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: [folder / "nowhere"], "nowhere: no such folder"),
+        (lambda folder: [folder], "no run is in this folder"),
+        (lambda folder: [write_run(folder / "a"), "--baseline", "b"], "--baseline b is not one of the runs"),
+        (lambda folder: [write_run(folder / "a"), "--family", "attention"], "--family attention: no such"),
+        (lambda folder: [write_run(folder / "a", steps=0)], "no step is logged yet"),
+        (lambda folder: [write_run(folder / "a"), "--alpha", "2"], "--alpha 2.0 must lie"),
+    ],
+)
+def test_bad_input_exits_2_with_one_line(tmp_path, capsys, make, message):
+    error = refusal(capsys, *make(tmp_path))
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_damaged_file_is_named(tmp_path, capsys):
+    run = write_run(tmp_path / "a")
+    (run / "metrics.jsonl").write_text('{"step": 1, "tokens": 2}\nnonsense\n{"step": 3, "tokens": 4}\n')
+    assert f"{run / 'metrics.jsonl'}: line 2" in refusal(capsys, run)
+
+
+def test_the_analysis_is_imported_by_no_part_of_training() -> None:
+    package = ROOT / "deepseek_mini"
+    others = [path for path in package.rglob("*.py") if path.parent.name != "analysis"]
+    assert not [path for path in others if "deepseek_mini.analysis" in path.read_text()]
+
+
+@pytest.mark.slow
+def test_half_the_learning_rate_is_found_in_real_runs(tmp_path, capsys):
+    from deepseek_mini.compose import load_config
+    from deepseek_mini.training.trainer import run
+    from small_run import SMALL, merge, write_corpus
+
+    text = [
+        f"data.path='{write_corpus(tmp_path / 'corpus')}/*.txt'",
+        f"data.cache_dir='{tmp_path / 'cache'}'",
+    ]
+    paths = []
+    for seed in range(3):
+        for rate in (2e-3, 1e-3):
+            keys = (f"seed={seed}", f"optimizer.lr={rate}", "trainer.max_steps=40", "trainer.save_every=40")
+            paths.append(tmp_path / f"{rate}-{seed}")
+            assert run(load_config(merge([*SMALL, *text], keys)), paths[-1], list(keys)) == 0
+    capsys.readouterr()
+    slower = compare_json(capsys, *paths)["groups"][1]
+    assert slower["label"] == "lr=0.001"
+    assert slower["shown"] is True
+    assert slower["verdict"].startswith("higher by")
