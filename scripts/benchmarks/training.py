@@ -19,7 +19,7 @@ from torch import nn
 
 from benchmarks.result import Result, compared
 from deepseek_mini.compose import ConfigError
-from deepseek_mini.config import Attention, Config, Format, ModelConfig, ScoreFunction
+from deepseek_mini.config import Attention, Config, Format, ModelConfig, Optimizer, ScoreFunction
 from deepseek_mini.cost.flops import flops_per_token
 from deepseek_mini.cost.hardware import Peak, choose_device, choose_precision, matmul_peak
 from deepseek_mini.data import Batch, build_data
@@ -66,6 +66,9 @@ def training(config: Config, rounds: int, say: Callable[[str], None]) -> list[Re
     if config.model.mtp.depth:
         say("model.mtp.depth=0 here: the peer does not train MTP")
         config.model.mtp.depth = 0
+    if config.optimizer.name is not Optimizer.adamw:
+        say("optimizer.name=adamw here, as the peer has it")
+        config.optimizer.name = Optimizer.adamw
     device, _ = choose_device(config.device)
     size = config.data.batch_size
     train = build_data(config.data, config.model.vocab_size, config.seed, say).train
