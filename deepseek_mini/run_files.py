@@ -105,10 +105,15 @@ def write_environment(run_dir: Path, **facts: Any) -> None:
         "git_dirty": bool(_git("status", "--porcelain")),
         **facts,
     }
-    before = _read_object(run_dir / ENVIRONMENT)
+    before = read_environment(run_dir)
     if before is not None:
         environment["earlier"] = [*before.pop("earlier", []), before]
     _write(run_dir / ENVIRONMENT, json.dumps(environment, indent=1) + "\n")
+
+
+def read_environment(run_dir: Path) -> dict[str, Any] | None:
+    """What the newest attempt ran on; None before the first. Raises ValueError naming a damaged file."""
+    return _read_object(run_dir / ENVIRONMENT)
 
 
 def read_summary(run_dir: Path) -> dict[str, Any] | None:

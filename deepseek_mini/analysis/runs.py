@@ -1,6 +1,5 @@
 """A run as its directory tells it."""
 
-import json
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cached_property
@@ -84,7 +83,7 @@ def read_run(path: Path) -> Run:
     rows = run_files.read_metrics(path)
     if not rows:
         raise ValueError(f"{path / run_files.METRICS}: no step is logged yet; let the run go on first")
-    return Run(path, config, _environment(path), run_files.read_summary(path) or {}, rows)
+    return Run(path, config, run_files.read_environment(path) or {}, run_files.read_summary(path) or {}, rows)
 
 
 def find_runs(paths: list[Path]) -> list[Path]:
@@ -124,14 +123,6 @@ def flatten(settings: object, prefix: str = "") -> dict[str, Any]:
         else:
             flat[key] = value.value if isinstance(value, Enum) else value
     return flat
-
-
-def _environment(run: Path) -> dict[str, Any]:
-    path = run / run_files.ENVIRONMENT
-    try:
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: damaged ({error}); remove it to do without") from error
 
 
 def _neutral(key: str) -> bool:

@@ -1,6 +1,5 @@
 """The model card of an export: a function of the run's records alone."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,10 +96,9 @@ def _training(run_dir: Path, config: Config) -> dict[str, Any]:
 
 
 def _environment(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / run_files.ENVIRONMENT
-    if not path.exists():
+    environment = run_files.read_environment(run_dir)
+    if environment is None:
         return {}
-    environment = json.loads(path.read_text())
     names = {
         "corpus_hash": "corpus, by its hash",
         "device": "device",

@@ -41,9 +41,9 @@ def grouped_matmul(
     check_scales(a_scale_SY, b_scale_EXY, s, n, k, tiles=False)
     if accumulation is not None:
         require(backend != "triton", "accumulation is an emulation; use backend=naive")
-        return naive.grouped_matmul(a_SK, a_scale_SY, b_ENK, b_scale_EXY, counts_E, dtype, accumulation)
+        backend = "naive"
     if choose(a_SK, backend) == "naive":
-        return naive.grouped_matmul(a_SK, a_scale_SY, b_ENK, b_scale_EXY, counts_E, dtype)
+        return naive.grouped_matmul(a_SK, a_scale_SY, b_ENK, b_scale_EXY, counts_E, dtype, accumulation)
     from deepseek_mini_kernels.grouped_matmul import triton
 
     return triton.grouped_matmul(a_SK, a_scale_SY, b_ENK, b_scale_EXY, counts_E, dtype)
@@ -71,9 +71,9 @@ def grouped_wgrad(
     check_scales(a_scale_NZ, b_scale_KZ, n, k, p, blocks=False)
     if accumulation is not None:
         require(backend != "triton", "accumulation is an emulation; use backend=naive")
-        return naive.grouped_wgrad(a_NP, a_scale_NZ, b_KP, b_scale_KZ, counts_E, dtype, accumulation)
+        backend = "naive"
     if choose(a_NP, backend) == "naive":
-        return naive.grouped_wgrad(a_NP, a_scale_NZ, b_KP, b_scale_KZ, counts_E, dtype)
+        return naive.grouped_wgrad(a_NP, a_scale_NZ, b_KP, b_scale_KZ, counts_E, dtype, accumulation)
     from deepseek_mini_kernels.grouped_matmul import triton
 
     return triton.grouped_wgrad(a_NP, a_scale_NZ, b_KP, b_scale_KZ, counts_E, dtype)

@@ -40,9 +40,9 @@ def block_scaled_matmul(
     check_scales(a_scale_MY, b_scale, m, n, k)
     if accumulation is not None:
         require(backend != "triton", "accumulation is an emulation; use backend=naive")
-        return naive.block_scaled_matmul(a_MK, a_scale_MY, b_NK, b_scale, dtype, accumulation)
+        backend = "naive"
     if choose(a_MK, backend) == "naive":
-        return naive.block_scaled_matmul(a_MK, a_scale_MY, b_NK, b_scale, dtype)
+        return naive.block_scaled_matmul(a_MK, a_scale_MY, b_NK, b_scale, dtype, accumulation)
     from deepseek_mini_kernels.matmul import triton
 
     return triton.block_scaled_matmul(a_MK, a_scale_MY, b_NK, b_scale, dtype)
