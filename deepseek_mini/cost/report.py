@@ -32,7 +32,7 @@ p.lead {{ font-size: 1.05rem; margin: .3rem 0 }} p.note, td.note {{ color: #616e
 table {{ border-collapse: collapse; width: 100%; font-size: .88rem }}
 th {{ text-align: left; border-bottom: 1px solid #9aa5b1; font-weight: 600 }}
 td, th {{ padding: .18rem .6rem .18rem 0; vertical-align: top }}
-td.n {{ text-align: right; white-space: nowrap }}
+th.n, td.n {{ text-align: right; white-space: nowrap }}
 tr + tr td {{ border-top: 1px solid #eef1f4 }} img {{ width: 100% }}
 .two {{ display: grid; grid-template-columns: 1fr 1fr; gap: 0 2rem }}
 </style></head><body>
@@ -258,13 +258,22 @@ def _picture(figure: Figure) -> str:
 
 
 def _table(head: Row, rows: Sequence[Row]) -> str:
-    cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    lines = [f"<table><tr>{cells}</tr>"]
-    lines += ["<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows]
-    return "\n".join([*lines, "</table>"])
+    """Figures stand right, below their heading; sentences are smaller, a whole column at a time."""
+    kinds = [_kind(column) if index else "" for index, column in enumerate(zip(*rows, strict=True))]
+    lines = [_line("th", head, kinds), *(_line("td", row, kinds) for row in rows)]
+    return "\n".join(["<table>", *lines, "</table>"])
 
 
-def _cell(text: str) -> str:
-    number = text[:1].isdigit() or text.startswith("$")
-    kind = ' class="n"' if number and len(text) < 20 else ' class="note"' if len(text) > 45 else ""
-    return f"<td{kind}>{html.escape(text)}</td>"
+def _kind(column: Row) -> str:
+    if all(not text or (text.lstrip("$")[:1].isdigit() and len(text) < 20) for text in column):
+        return "n"
+    return "note" if max(map(len, column)) > 45 else ""
+
+
+def _line(tag: str, cells: Row, kinds: Sequence[str]) -> str:
+    texts = zip(cells, kinds, strict=True)
+    return (
+        "<tr>"
+        + "".join(f'<{tag} class="{kind}">{html.escape(text)}</{tag}>' for text, kind in texts)
+        + "</tr>"
+    )
