@@ -2,6 +2,8 @@
 
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: pytest -n runs a test on each core
+
 import pytest
 import torch
 
