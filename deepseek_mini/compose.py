@@ -10,7 +10,7 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from yaml import YAMLError
 
 from deepseek_mini.config import Config
 from deepseek_mini.keys import config_keys, describe, legal_values, nearest
-from deepseek_mini.matching import solve_widths
+from deepseek_mini.matching import solve
 from deepseek_mini.optim.schedule import check_length
 
 LIST_GROUP = "logger"
@@ -258,7 +258,7 @@ def _to_config(tree: DictConfig) -> Config:
     try:
         config = OmegaConf.to_object(tree)
         assert isinstance(config, Config)
-        config = replace(config, model=solve_widths(config.model))
+        config = solve(config)
         check_length(config)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error

@@ -8,7 +8,7 @@ Keys under `model` carry the names of DeepSeek's own `config_671B.json`; the def
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
 from deepseek_mini.checks import require, require_at_least, require_positive
@@ -45,6 +45,11 @@ class Balance(StrEnum):
     none = "none"
 
 
+class BalanceScope(StrEnum):
+    sequence = "sequence"
+    batch = "batch"
+
+
 class Source(StrEnum):
     python = "python"
     text_files = "text_files"
@@ -55,6 +60,36 @@ class Format(StrEnum):
     auto = "auto"
     bf16 = "bf16"
     fp32 = "fp32"
+    fp8 = "fp8"
+
+
+class Backend(StrEnum):
+    auto = "auto"
+    te = "te"
+    triton = "triton"
+    emulated = "emulated"
+
+
+class Scales(StrEnum):
+    fp32 = "fp32"
+    pow2 = "pow2"
+
+
+class Granularity(StrEnum):
+    tiles = "tiles"
+    tensor = "tensor"
+    block_gradients = "block_gradients"
+
+
+class Accumulation(StrEnum):
+    fp32 = "fp32"
+    hopper = "hopper"
+    hopper_unpromoted = "hopper_unpromoted"
+
+
+class Moments(StrEnum):
+    fp32 = "fp32"
+    bf16 = "bf16"
 
 
 class Optimizer(StrEnum):
@@ -70,6 +105,7 @@ class Shape(StrEnum):
 
 class Recompute(StrEnum):
     none = "none"
+    v3 = "v3"
     full = "full"
 
 
@@ -92,6 +128,8 @@ class MoeConfig:
     """alpha of V3's complementary sequence-wise loss, used with balance=bias."""
     aux_loss_weight: float = 0.003
     """alpha_1 of V2's expert-level loss, used with balance=aux_loss."""
+    balance_scope: BalanceScope = BalanceScope.sequence
+    """What either loss balances: each sequence (V3 Eq. 17-20), or the batch as a whole (V3 section 4.5.3)."""
     granularity: int = 1
     """Split each expert into so many, at the same parameters and active FLOPs; solved when composing."""
 
@@ -274,7 +312,31 @@ class PrecisionConfig:
     """The arithmetic of the matrix products. Master weights are always FP32."""
 
     format: Format = Format.auto
-    """auto: bf16 where the device has it in hardware, else fp32."""
+    """auto: bf16 where the device has it in hardware, else fp32; fp8: linears in FP8, the rest as auto."""
+    backend: Backend = Backend.auto
+    """What multiplies in FP8; auto: te on Hopper where it is installed, else triton, else emulated."""
+    scales: Scales = Scales.fp32
+    """Factors of FP8 tiles and blocks: as they are (V3), or rounded up to powers of two (V3.1)."""
+    granularity: Granularity = Granularity.tiles
+    """What has a factor: tiles and blocks (V3); for studies whole tensors, or blocks of gradients too."""
+    accumulation: Accumulation = Accumulation.fp32
+    """Sums of FP8 products; hopper: as its tensor cores add, promoted every 128 elements, or never."""
+
+    def __post_init__(self) -> None:
+        defaults = {item.name: item.default for item in fields(self) if item.name != "format"}
+        for key, default in defaults.items():
+            value = getattr(self, key)
+            require(
+                value is default or self.format is Format.fp8,
+                f"precision.{key}={value} says how FP8 is done, and precision.format={self.format} has none; "
+                f"set precision=fp8 or leave precision.{key} out",
+            )
+        for key in ("granularity", "accumulation"):
+            value = getattr(self, key)
+            require(
+                value is defaults[key] or self.backend in (Backend.auto, Backend.emulated),
+                f"precision.{key}={value} is emulated; set precision.backend=emulated",
+            )
 
 
 @dataclass(slots=True)
@@ -289,6 +351,8 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     """On matrices, not on norms."""
+    moments: Moments = Moments.fp32
+    """What moments are kept in; bf16 (V3 section 3.3.3) halves their memory."""
     clip_norm: float = 1.0
     """Largest global gradient norm."""
     muon_momentum: float = 0.95
@@ -355,13 +419,15 @@ class TrainerConfig:
     """Length of the run, what happens how often, and how a step is cut up."""
 
     max_steps: int | None = None
-    """Optimizer steps; give this or max_tokens."""
+    """Optimizer steps; give this, max_tokens or max_flops."""
     max_tokens: int | None = None
     """Tokens to train on, rounded up to a whole step."""
+    max_flops: float | None = None
+    """Training FLOPs to spend (causal, with MTP, without the gate); becomes max_tokens when composing."""
     micro_batch_size: int | None = None
     """Sequences per forward pass; null is the whole batch. It does not change the result."""
     recompute: Recompute = Recompute.none
-    """full: keep only block inputs and run each block again in the backward pass."""
+    """v3: norms, MLA's up-projections and SwiGLU's product again in the backward pass; full: whole blocks."""
     log_every: int = 10
     eval_every: int = 100
     """Steps between evaluations; the last step is always evaluated."""
@@ -374,12 +440,13 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         require(
-            (self.max_steps is None) != (self.max_tokens is None),
-            "trainer.max_steps and trainer.max_tokens: set exactly one of them, the other to null",
+            [self.max_steps, self.max_tokens, self.max_flops].count(None) == 2,
+            "trainer.max_steps, trainer.max_tokens and trainer.max_flops: set exactly one of them, the "
+            "others to null",
         )
         require_at_least(
-            *("trainer", self, 1, "max_steps", "max_tokens", "micro_batch_size", "log_every", "eval_every"),
-            *("eval_sequences", "save_every", "keep_checkpoints"),
+            *("trainer", self, 1, "max_steps", "max_tokens", "max_flops", "micro_batch_size", "log_every"),
+            *("eval_every", "eval_sequences", "save_every", "keep_checkpoints"),
         )
         require_at_least("trainer", self, 0, "sample_every")
 
@@ -430,6 +497,8 @@ class Config:
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_steps=1000))
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     seed: int = 0
+    scale: float = 1.0
+    """Multiply all widths of the model by this, and the run's tokens by its square, when composing."""
     device: Device = Device.auto
     run_dir: str | None = None
     """Where the run is kept; null is a function of the overrides, so that the same command resumes."""
@@ -440,7 +509,13 @@ class Config:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed <= LARGEST_SEED, f"seed={self.seed} must lie between 0 and {LARGEST_SEED}")
+        require(0 < self.scale < math.inf, f"scale={self.scale} must be positive, and finite")
         require(self.run_dir != "", "run_dir is empty; name a folder, or leave run_dir out")
+        require(
+            self.model.moe.balance_scope is BalanceScope.sequence or self.trainer.micro_batch_size is None,
+            "model.moe.balance_scope=batch balances the batch of a step in one pass; "
+            f"set trainer.micro_batch_size={self.trainer.micro_batch_size} to null",
+        )
         require(
             self.data.sequence_length <= self.model.max_seq_len,
             f"data.sequence_length={self.data.sequence_length} exceeds "

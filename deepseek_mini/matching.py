@@ -1,22 +1,49 @@
-"""Fair ablations: settings that solve for a free width, so that two models cost the same.
+"""Fair ablations: settings that solve for widths or tokens, so that runs cost the same or are in proportion.
 
-They are solved once, when the settings are composed. The resolved config holds the widths and no request, so
-that reading it back solves nothing a second time; overrides.txt holds the request.
+They are solved once, when the settings are composed. The resolved config holds what was solved and no
+request, so that reading it back solves nothing a second time; overrides.txt holds the request.
 """
 
 from dataclasses import replace
 
 from deepseek_mini.checks import require
-from deepseek_mini.config import Attention, AttentionMatch, ModelConfig
+from deepseek_mini.config import Attention, AttentionMatch, Config, ModelConfig, TrainerConfig
+from deepseek_mini.cost.flops import flops_per_token
 from deepseek_mini.cost.shape import shape_of
 
+WIDTHS = (
+    *("dim", "inter_dim", "moe_inter_dim", "q_lora_rank", "kv_lora_rank"),
+    *("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
+)
 
-def solve_widths(model: ModelConfig) -> ModelConfig:
-    """The model with what `model.moe.granularity` and `model.attention_match` ask for.
+
+def solve(config: Config) -> Config:
+    """What `scale`, `model.moe.granularity`, `model.attention_match` and `trainer.max_flops` ask for.
 
     Raises ValueError if no width fits.
     """
-    return _match_attention(_split_experts(model))
+    model = _match_attention(_split_experts(_scale_widths(config.model, config.scale)))
+    trainer = _scale_tokens(config.trainer, config.scale)
+    if trainer.max_flops is not None:
+        each = flops_per_token(model, config.data.sequence_length, mtp=model.mtp.depth > 0)
+        trainer = replace(trainer, max_flops=None, max_tokens=max(round(trainer.max_flops / each), 1))
+    return replace(config, model=model, trainer=trainer, scale=1.0)
+
+
+def _scale_widths(model: ModelConfig, scale: float) -> ModelConfig:
+    """All widths times `scale`. Numbers of layers, heads and experts stay: parameters grow as its square."""
+    widths = {key: getattr(model, key) * scale for key in WIDTHS}
+    for key, width in widths.items():
+        whole = abs(width - round(width)) < 1e-6
+        require(whole, f"scale={scale:g} makes model.{key}={width:g}, no whole number; take another scale")
+    return replace(model, **{key: round(width) for key, width in widths.items()})
+
+
+def _scale_tokens(trainer: TrainerConfig, scale: float) -> TrainerConfig:
+    """Steps or tokens in proportion to the parameters; a budget of FLOPs stays as it is."""
+    amounts = {key: getattr(trainer, key) for key in ("max_steps", "max_tokens")}
+    scaled = {key: n if n is None else max(round(n * scale**2), 1) for key, n in amounts.items()}
+    return replace(trainer, **scaled)
 
 
 def _split_experts(model: ModelConfig) -> ModelConfig:

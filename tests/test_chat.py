@@ -54,6 +54,39 @@ def test_an_empty_line_before_any_text_shows_the_help(monkeypatch, capsys, run_d
     assert "tokens/s" not in out
 
 
+def test_each_text_of_a_session_is_drawn_anew(monkeypatch, capsys, run_dir):
+    _, out = chat(monkeypatch, capsys, run_dir, "the cat\nthe cat\n", "--temperature", "1")
+    first, second = re.findall(r"^the cat(.*)\n6 tokens", out, re.MULTILINE)
+    assert first != second
+
+
+def test_a_text_that_is_too_long_goes_on_from_its_end_and_says_so(monkeypatch, capsys, run_dir):
+    prompts = []
+
+    class Silent:
+        tokens_per_second = acceptance_rate = None
+
+        def __init__(self, model, texts, *_):
+            prompts.extend(texts)
+
+        def __iter__(self):
+            return iter([])
+
+    monkeypatch.setattr("deepseek_mini.inference.generate.Generation", Silent)
+    text = "a cat " * 700
+    for new in ("100", "9999"):
+        _, out = chat(monkeypatch, capsys, run_dir, f"{text}\nthe cat\n", "--max-new-tokens", new)
+        assert out.count("goes on from the last") == 1
+    ends = [text[-3996:], "the cat", text[-2048:], "the cat"]
+    assert [bytes(prompt).decode() for prompt in prompts] == ends
+
+
+def test_a_line_that_is_not_utf8_is_named(monkeypatch, capsys, run_dir):
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\udcff\n"))
+    assert MAIN([str(run_dir)]) == 2
+    assert "text 'a\\udcff': not UTF-8" in capsys.readouterr().err
+
+
 def test_speculation_tells_its_acceptance(monkeypatch, capsys, run_dir):
     _, out = chat(monkeypatch, capsys, run_dir, "the cat\n", "--speculative")
     assert re.search(r"^6 tokens, [\d.]+ tokens/s, \d+% of drafts accepted$", out, re.MULTILINE)

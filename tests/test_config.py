@@ -10,6 +10,7 @@ import pytest
 from deepseek_mini.config import (
     Attention,
     Balance,
+    BalanceScope,
     Config,
     DataConfig,
     GroupScore,
@@ -76,6 +77,15 @@ CONTRADICTIONS: list[tuple[Callable[[], object], list[str]]] = [
     (lambda: OptimizerConfig(beta1=2.0), ["optimizer.beta1=2.0", "below 1"]),
     (lambda: TrainerConfig(), ["trainer.max_steps", "trainer.max_tokens", "exactly one"]),
     (lambda: TrainerConfig(max_steps=1, max_tokens=1), ["trainer.max_steps", "trainer.max_tokens"]),
+    (lambda: TrainerConfig(max_flops=1e9, max_tokens=1), ["trainer.max_flops", "exactly one"]),
+    (
+        lambda: Config(
+            model=ModelConfig(moe=MoeConfig(balance_scope=BalanceScope.batch)),
+            trainer=TrainerConfig(max_steps=1, micro_batch_size=2),
+        ),
+        ["model.moe.balance_scope=batch", "trainer.micro_batch_size=2"],
+    ),
+    (lambda: Config(scale=0.0), ["scale=0.0", "positive"]),
     (lambda: TrainerConfig(max_steps=0), ["trainer.max_steps=0", "at least 1"]),
     (lambda: TrainerConfig(max_steps=1, save_every=0), ["trainer.save_every=0", "at least 1"]),
     (lambda: TrainerConfig(max_steps=1, sample_every=-1), ["trainer.sample_every=-1"]),
@@ -96,7 +106,7 @@ CONTRADICTIONS: list[tuple[Callable[[], object], list[str]]] = [
 @pytest.mark.parametrize(("build", "words"), CONTRADICTIONS)
 def test_contradiction_is_refused_and_named(build: Callable[[], object], words: list[str]) -> None:
     with pytest.raises(
-        ValueError, match=r"model|schedule|trainer|data|optimizer|logger|seed|run_dir"
+        ValueError, match=r"model|schedule|trainer|data|optimizer|logger|seed|scale|run_dir"
     ) as caught:
         build()
     for word in words:

@@ -11,6 +11,7 @@ import yaml
 
 from deepseek_mini.compose import config_dir, group_options, load_config
 from deepseek_mini.config import Attention, Balance, GroupScore, Phase, ScoreFunction, Shape
+from deepseek_mini.cost.flops import flops_per_token, total_params
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(config_dir().rglob("*.yaml"))
@@ -178,6 +179,21 @@ def test_small_has_about_150_million_parameters() -> None:
     layers = m.n_layers * attention + (m.n_layers - m.n_dense_layers) * moe
     total = 2 * m.vocab_size * m.dim + layers + m.n_dense_layers * 3 * m.dim * m.inter_dim
     assert total == pytest.approx(142e6, rel=0.005)
+
+
+def test_bench_29m_has_the_shape_that_speeds_are_stated_for() -> None:
+    """52.7 MFLOP per token at 512 tokens, gate included; 8 x 512 tokens per step."""
+    config = load_config(["model=bench_29m"])
+    model = config.model
+    assert (model.dim, model.n_layers, model.n_dense_layers, model.inter_dim) == (256, 6, 1, 704)
+    assert (model.n_heads, model.q_lora_rank, model.kv_lora_rank) == (8, 192, 128)
+    assert (model.qk_rope_head_dim, model.qk_nope_head_dim, model.v_head_dim) == (16, 32, 32)
+    assert (model.n_routed_experts, model.moe_inter_dim, model.n_shared_experts) == (32, 176, 1)
+    assert (model.n_activated_experts, model.n_expert_groups, model.n_limited_groups) == (4, 4, 2)
+    assert (model.vocab_size, model.mtp.depth) == (8192, 0)
+    assert (config.data.batch_size, config.data.sequence_length) == (8, 512)
+    assert total_params(model) == 28_828_960
+    assert flops_per_token(model, 512, gate=True) == pytest.approx(52.7e6, rel=0.001)
 
 
 @pytest.mark.slow

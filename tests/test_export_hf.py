@@ -27,6 +27,24 @@ def test_it_says_what_it_wrote(run_dir, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith(f"{tmp_path / 'out'}: ")
     assert f"in {n_files} files, no tokenizer" in printed
+    assert export(run_dir, tmp_path / "one") == 0
+    assert "in 1 file, no tokenizer\n" in capsys.readouterr().out
+
+
+def test_fp8_says_who_can_read_it(run_dir, tmp_path, capsys):
+    assert export(run_dir, tmp_path / "out", "--fp8") == 0
+    assert "note: transformers needs accelerate" in capsys.readouterr().out
+
+
+def test_ctrl_c_while_writing_leaves_nothing(run_dir, tmp_path, monkeypatch, capsys):
+    def press(tensors, path, metadata):
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deepseek_mini.interop.export.save_file", press)
+    assert export(run_dir, tmp_path / "out") == 130
+    assert "Traceback" not in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize(

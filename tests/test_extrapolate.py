@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from deepseek_mini.compose import load_config
+from deepseek_mini.cost.layer_profile import REFERENCE
 from deepseek_mini.cost.meter import device_seconds, read_ledger
 from deepseek_mini.training.trainer import run
 from small_run import SMALL, write_corpus
@@ -153,6 +154,33 @@ def test_a_gpu_without_a_profile_has_no_layer_tier(run_dir: Path, capsys: pytest
         45.5e3, rel=0.05
     )
     assert result["steady_state"]["gpu_hours"] == result["tiers"]["published_throughput"]["gpu_hours"]
+
+
+def own_profile(tmp_path: Path, device: str, label: str) -> Path:
+    """A file as `scripts/benchmark.py layers` writes them, with the trace's figures."""
+    content = {"name": f"v3_671b on {device}", "kind": "measured", "label": label, "device": device}
+    path = tmp_path / "layers.json"
+    path.write_text(json.dumps(json.loads(REFERENCE.read_text()) | content))
+    return path
+
+
+def test_a_profile_taken_on_a_cpu_is_no_evidence_for_a_gpu(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = own_profile(tmp_path, "AMD EPYC", "measured on a CPU: no evidence for a GPU")
+    result = as_json(capsys, run_dir, "--profile", str(profile))
+    assert result["tiers"]["layer_profile"] is None
+    assert "no evidence for a GPU; AMD EPYC is none of the GPUs" in result["evidence"]["layer_profile"]
+    assert result["steady_state"]["gpu_hours"] == result["tiers"]["published_throughput"]["gpu_hours"]
+
+
+def test_a_profile_taken_on_a_gpu_like_the_clusters_is_told_by_its_label(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = own_profile(tmp_path, "NVIDIA H100 80GB HBM3", "measured on an H100, BF16")
+    result = as_json(capsys, run_dir, "--profile", str(profile))
+    assert result["evidence"]["layer_profile"].startswith("measured on an H100, BF16; dualpipe")
+    assert result["tiers"]["layer_profile"]["gpu_hours"]["p50"] > 0
 
 
 def test_another_target_says_what_it_has_nothing_for(

@@ -1,4 +1,4 @@
-"""Ablations that are fair by construction: what `granularity` and `attention_match` solve for."""
+"""Ablations that are fair by construction: what is solved for, when composing."""
 
 import pytest
 
@@ -6,8 +6,15 @@ from deepseek_mini import run_files
 from deepseek_mini.analysis.runs import kv_bytes_per_token
 from deepseek_mini.compose import ConfigError, config_dir, group_options, load_config
 from deepseek_mini.config import Attention, AttentionMatch
-from deepseek_mini.cost.flops import count_active_parameters, count_parameters, flops_by_component
+from deepseek_mini.cost.flops import (
+    active_params,
+    count_active_parameters,
+    count_parameters,
+    flops_by_component,
+    flops_per_token,
+)
 from deepseek_mini.cost.shape import shape_of
+from deepseek_mini.optim.schedule import plan_run
 from deepseek_mini.sweep import plan
 
 
@@ -45,13 +52,42 @@ def test_matched_cache_is_that_of_mla(attention: str, width: int) -> None:
     assert kv_bytes_per_token(matched) == kv_bytes_per_token(load_config([]).model)
 
 
+@pytest.mark.parametrize("scale", [0.5, 0.75, 1.25])
+def test_a_scaled_run_has_tokens_in_proportion_to_its_parameters(scale: float) -> None:
+    whole, scaled = (load_config(["experiment=minute", f"scale={s}"]) for s in (1, scale))
+    assert scaled.model.dim == scale * whole.model.dim
+    assert scaled.model.n_routed_experts == whole.model.n_routed_experts
+    assert scaled.trainer.max_steps == round(scale**2 * 120)
+    embedding = 2 * whole.model.vocab_size * whole.model.dim
+    weights = [active_params(c.model) - embedding * s for c, s in ((whole, 1), (scaled, scale))]
+    assert weights[1] == pytest.approx(scale**2 * weights[0], rel=0.02)  # norms and gates grow with the scale
+    by_tokens = load_config(["trainer.max_steps=null", "trainer.max_tokens=1000", f"scale={scale}"])
+    assert by_tokens.trainer.max_tokens == round(1000 * scale**2)
+    assert scaled.scale == 1
+
+
+@pytest.mark.parametrize("change", ["model.mtp.depth=0", "model.n_shared_experts=0", "model.attention=mha"])
+def test_equal_flops_are_spent_to_within_a_step(change: str) -> None:
+    budget = 1e12
+    settings = ["experiment=minute", "trainer.max_steps=null", f"trainer.max_flops={budget}", change]
+    config = load_config(settings)
+    plan = plan_run(config)
+    each = flops_per_token(config.model, 128, mtp=config.model.mtp.depth > 0)
+    spent = 128 * each * sum(step.batch_size for step in plan)
+    assert budget * (1 - 1e-5) <= spent < budget + 128 * each * config.data.batch_size
+    assert plan[-1].lr <= 0.1 * config.optimizer.lr  # the schedule has come to its end
+
+
 def test_mla_is_its_own_measure() -> None:
     assert load_config(["model.attention_match=parameters"]) == load_config([])
 
 
 def test_a_resolved_config_reads_back_as_it_is(tmp_path) -> None:
     config = load_config(
-        ["model.moe.granularity=2", "model.attention=mha", "model.attention_match=parameters"]
+        [
+            *("model.moe.granularity=2", "model.attention=mha", "model.attention_match=parameters"),
+            *("scale=0.5", "trainer.max_steps=null", "trainer.max_flops=1e12"),
+        ]
     )
     (tmp_path / run_files.CONFIG).write_text(run_files.config_text(config))
     assert run_files.read_config(tmp_path) == config
@@ -62,6 +98,7 @@ def test_a_resolved_config_reads_back_as_it_is(tmp_path) -> None:
     ("override", "message"),
     [
         ("model.moe.granularity=3", "granularity=3 does not divide model.moe_inter_dim=128"),
+        ("scale=0.7", r"scale=0.7 makes model.dim=179.2, no whole number"),
         ("model.moe.granularity=0", "model.moe.granularity=0 must be at least 1"),
         ("model.attention_match=size", "attention_match takes"),
     ],
@@ -75,6 +112,28 @@ def test_no_width_is_no_model() -> None:
     overrides = ["model.attention=mha", "model.attention_match=kv_bytes", "model.n_heads=256"]
     with pytest.raises(ConfigError, match="leaves heads of 0"):
         load_config(overrides)
+
+
+def test_the_ladder_is_four_sizes_and_takes_a_variant(tmp_path) -> None:
+    jobs = plan(["experiment=ladder", "model.mtp.depth=0,1"])
+    assert len(jobs) == 8
+    assert len({job.run_dir for job in jobs}) == 8
+    assert [job.label for job in jobs[:2]] == ["model.mtp.depth=0 scale=0.5", "model.mtp.depth=0 scale=0.75"]
+
+
+ONE_OVERRIDE = [
+    *(f"model.attention={kind}" for kind in ("mha", "gqa", "mqa")),
+    *("model.kv_lora_rank=32", "model.q_lora_rank=0", "model.mtp.depth=2", "model.mtp.loss_weight=0.1"),
+    *("model.moe.balance=aux_loss", "model.moe.balance=none", "model.moe.balance_scope=batch"),
+    *("model.moe.bias_update_rate=0.001", "model.moe.sequence_loss_weight=0", "model.score_func=softmax"),
+    *("model.n_activated_experts=2", "model.moe.granularity=2", "model.n_shared_experts=0"),
+    *("model.n_limited_groups=4", "model.init_std=0.02", "optimizer=adamw", "precision=bf16"),
+]
+
+
+@pytest.mark.parametrize("override", ONE_OVERRIDE)
+def test_what_is_worth_ablating_is_one_override(override: str) -> None:
+    assert load_config(["experiment=minute", override]) != load_config(["experiment=minute"])
 
 
 ABLATIONS = [name for name in group_options()["experiment"] if name.startswith("ablate_")]

@@ -27,7 +27,7 @@ report = load_report()
 PICTURES = ("loss and bits per byte", "learning rate and batch size", "tokens per second and device-seconds")
 EXPERT_PICTURES = (
     *("MaxVio, entropy and dead experts", "load of each expert over time", "gate biases"),
-    *("co-activation", "kinds of token by expert"),
+    *("co-activation", "kinds of token by expert", "data domains by expert"),
 )
 
 
@@ -47,6 +47,7 @@ def test_the_page_holds_every_picture_and_needs_no_other_file(tmp_path, capsys):
     page = (run / "report.html").read_text()
     assert pictures(page) == [*PICTURES, *EXPERT_PICTURES]
     assert "MTP 1" in page
+    assert "<td>1.50</td>" in page  # groups per token
     assert "<b>if a&lt;b</b> &amp; &lt;i&gt;more" in page
     assert "loss is 9" in page
     assert "c0ffee" in page

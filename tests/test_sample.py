@@ -90,6 +90,8 @@ def test_stop_ends_the_text_before_the_token(run_dir, capsys):
         (["--stop", "two"], "stop 'two': not a token of this tokenizer, which reads it as 't', 'w', 'o'"),
         (["--stop", ""], "reads it as nothing"),
         (["--prompt", ""], "prompt is empty"),
+        (["--prompt", "a\udcff"], "prompt 'a\\udcff': not UTF-8"),
+        (["--stop", "\udcff"], "stop '\\udcff': not UTF-8"),
         (["--prompt", "a" * 4096], "leaves no room within model.max_seq_len=4096"),
     ],
 )
@@ -110,3 +112,17 @@ def test_a_run_without_a_checkpoint_is_named(run_dir, tmp_path, capsys):
         (tmp_path / name).write_bytes((run_dir / name).read_bytes())
     assert MAIN([str(tmp_path)]) == 2
     assert "checkpoints: no checkpoint yet" in capsys.readouterr().err
+
+
+def test_a_prompt_is_read_as_utf8_whatever_the_locale(run_dir, capsys):
+    arguments = [str(run_dir), "--temperature", "0", "--max-new-tokens", "4", "--json"]
+    texts = []
+    for prompt in ("na\u00efve", "na\udcc3\udcafve"):  # the second is what a C locale makes of the first
+        assert MAIN([*arguments, "--prompt", prompt]) == 0
+        texts.append(json.loads(capsys.readouterr().out)["text"])
+    assert texts[0] == texts[1]
+
+
+def test_one_token_has_no_speed(run_dir, capsys):
+    assert MAIN([str(run_dir), "--max-new-tokens", "1", "--speculative"]) == 0
+    assert capsys.readouterr().err == "1 token\n"

@@ -41,6 +41,8 @@ class Data:
     tokenizer: Tokenizer
     train: Split
     validation: Split
+    validation_names: list[str]
+    """Of the held-out documents, in the order of their stream."""
     corpus_hash: str
     description: str
     """One line: source, documents, MB, tokens."""
@@ -76,6 +78,7 @@ def build_data(config: DataConfig, vocab_size: int, seed: int, announce: Announc
         tokenizer=tokenizer,
         train=train,
         validation=validation,
+        validation_names=[document.name for document in corpus.validation],
         corpus_hash=corpus.hash,
         description=_describe(corpus, train, validation),
         prompts=PYTHON_PROMPTS if config.source is Source.python else _first_words(corpus.validation),

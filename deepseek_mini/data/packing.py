@@ -25,7 +25,11 @@ class Batch:
     """int64, same shape: which document of its row a token belongs to, from 0; a document owns its EOS."""
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.tokens_BS.to(device), self.documents_BS.to(device))
+        """On `device`, without waiting for it: the copy to a GPU is from pinned memory."""
+        tensors = (self.tokens_BS, self.documents_BS)
+        if device.type == "cuda":
+            tensors = tuple(tensor.pin_memory() for tensor in tensors)
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
     def split(self, size: int) -> list["Batch"]:
         """Micro-batches of at most `size` sequences, in order."""
@@ -66,6 +70,13 @@ class Split:
         documents_BS = np.zeros_like(tokens_BS)
         np.cumsum(tokens_BS[:, :-1] == self.eos_id, axis=1, out=documents_BS[:, 1:])
         return Batch(torch.from_numpy(tokens_BS), torch.from_numpy(documents_BS))
+
+    def first_documents(self, start: int, size: int) -> Tensor:
+        """int64 [B]: which of the stream's documents each of these sequences begins in."""
+        places = [divmod(index, self.n_sequences) for index in range(start, start + size)]
+        offsets_B = [int(self._order(epoch)[place]) * self.sequence_length for epoch, place in places]
+        ends = np.flatnonzero(self.stream_N == self.eos_id)
+        return torch.from_numpy(np.searchsorted(ends, offsets_B))
 
     def _order(self, epoch: int) -> np.ndarray:
         if self.seed is None:

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from deepseek_mini.config import Attention, ModelConfig
-from deepseek_mini.model.causal import causal_attention
+from deepseek_mini.model.causal import Heads, causal_attention, lay_out
+from deepseek_mini.model.dtype import Cast
 from deepseek_mini.model.norm import RMSNorm
 from deepseek_mini.model.rope import apply_rope, softmax_scale
 
@@ -40,21 +41,43 @@ class SelfAttention(nn.Module):
 
     rope_dim: int
     n_heads: int
+    v_dim: int
     scale: float
     kept_split: list[int]
     """Widths of the two parts of what is kept of a token."""
     wo: nn.Linear
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.cast = Cast()
+
     def forward(
         self, x_BTD: Tensor, cos_TP: Tensor, sin_TP: Tensor, documents_BT: Tensor | None = None
     ) -> Tensor:
-        q_BTHK = self.query(x_BTD, cos_TP, sin_TP)
-        k_BTHK, v_BTHV = self.expand(*self.compress(x_BTD, cos_TP, sin_TP))
-        out_BTHV = causal_attention(q_BTHK, k_BTHK, v_BTHV, self.scale, documents_BT)
-        return self.wo(out_BTHV.flatten(-2))
+        x_BTD = self.cast(x_BTD)
+        kept = self.compress(x_BTD, cos_TP, sin_TP)
+        heads = self.heads(self.down_query(x_BTD), *kept, cos_TP, sin_TP)
+        out_BHTX = causal_attention(heads, self.scale, documents_BT)
+        out_BTHV = out_BHTX[..., : self.v_dim].transpose(1, 2)
+        return self.wo(out_BTHV.to(x_BTD.dtype).flatten(-2))
+
+    def heads(
+        self, latent_BTC: Tensor, first_BTX: Tensor, second_BTY: Tensor, cos_TP: Tensor, sin_TP: Tensor
+    ) -> Heads:
+        """All that attention reads: for MLA its up-projections from the latents."""
+        q_BTHK = self.up_query(latent_BTC, cos_TP, sin_TP)
+        return lay_out(q_BTHK, *self.expand(first_BTX, second_BTY))
 
     def query(self, x_BTD: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
         """Queries `[B, T, H, K]`, turned by their positions."""
+        return self.up_query(self.down_query(x_BTD), cos_TP, sin_TP)
+
+    def down_query(self, x_BTD: Tensor) -> Tensor:
+        """The query latent; where there is none, queries not turned yet."""
+        raise NotImplementedError
+
+    def up_query(self, latent_BTC: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
+        """Queries `[B, T, H, K]` from what `down_query` gives."""
         raise NotImplementedError
 
     def compress(self, x_BTD: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +107,7 @@ class MultiHeadLatentAttention(SelfAttention):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.rope_dim = config.qk_rope_head_dim
-        self.n_heads = config.n_heads
+        self.n_heads, self.v_dim = config.n_heads, config.v_head_dim
         self.kept_split = [config.kv_lora_rank, config.qk_rope_head_dim]
         self.q_head_split = [config.qk_nope_head_dim, config.qk_rope_head_dim]
         self.kv_head_split = [config.qk_nope_head_dim, config.v_head_dim]
@@ -100,11 +123,14 @@ class MultiHeadLatentAttention(SelfAttention):
         self.q_norm = RMSNorm(config.q_lora_rank)
         self.wq_b = nn.Linear(config.q_lora_rank, config.n_heads * config.qk_head_dim, bias=False)
 
-    def _query(self, x_BTD: Tensor) -> Tensor:
-        return self.wq_b(self.q_norm(self.wq_a(x_BTD)))
+    def down_query(self, x_BTD: Tensor) -> Tensor:
+        return self.q_norm(self.wq_a(x_BTD))
 
-    def query(self, x_BTD: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
-        q_BTHK = self._query(x_BTD).unflatten(-1, (self.n_heads, -1))
+    def up_query(self, latent_BTC: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
+        return self._turn(self.wq_b(latent_BTC), cos_TP, sin_TP)
+
+    def _turn(self, q_BTX: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
+        q_BTHK = q_BTX.unflatten(-1, (self.n_heads, -1))
         q_nope_BTHN, q_rope_BTHR = q_BTHK.split(self.q_head_split, dim=-1)
         return torch.cat((q_nope_BTHN, apply_rope(q_rope_BTHR, cos_TP, sin_TP)), dim=-1)
 
@@ -146,8 +172,11 @@ class DirectQueryLatentAttention(MultiHeadLatentAttention):
     def _add_query(self, config: ModelConfig) -> None:
         self.wq = nn.Linear(config.dim, config.n_heads * config.qk_head_dim, bias=False)
 
-    def _query(self, x_BTD: Tensor) -> Tensor:
+    def down_query(self, x_BTD: Tensor) -> Tensor:
         return self.wq(x_BTD)
+
+    def up_query(self, q_BTX: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
+        return self._turn(q_BTX, cos_TP, sin_TP)
 
 
 class GroupedQueryAttention(SelfAttention):
@@ -156,7 +185,7 @@ class GroupedQueryAttention(SelfAttention):
     def __init__(self, config: ModelConfig, n_kv_heads: int) -> None:
         super().__init__()
         head_dim = config.v_head_dim
-        self.rope_dim = head_dim
+        self.rope_dim = self.v_dim = head_dim
         self.n_heads, self.n_kv_heads = config.n_heads, n_kv_heads
         self.kept_split = [n_kv_heads * head_dim, n_kv_heads * head_dim]
         self.scale = softmax_scale(config, head_dim)
@@ -165,8 +194,11 @@ class GroupedQueryAttention(SelfAttention):
         self.wv = nn.Linear(config.dim, n_kv_heads * head_dim, bias=False)
         self.wo = nn.Linear(config.n_heads * head_dim, config.dim, bias=False)
 
-    def query(self, x_BTD: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
-        return apply_rope(self.wq(x_BTD).unflatten(-1, (self.n_heads, -1)), cos_TP, sin_TP)
+    def down_query(self, x_BTD: Tensor) -> Tensor:
+        return self.wq(x_BTD)
+
+    def up_query(self, q_BTX: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
+        return apply_rope(q_BTX.unflatten(-1, (self.n_heads, -1)), cos_TP, sin_TP)
 
     def compress(self, x_BTD: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> tuple[Tensor, Tensor]:
         k_BTGK = apply_rope(self.wk(x_BTD).unflatten(-1, (self.n_kv_heads, -1)), cos_TP, sin_TP)

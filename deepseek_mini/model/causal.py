@@ -1,7 +1,10 @@
 """Causal attention with key and value widths that differ.
 
-Legend: B batch, T positions, H heads, K key width, V value width, Q queries of one chunk, S keys so far.
+Legend: B batch, T positions, H heads, K key width, V value width, X = V or K, Q queries of one chunk,
+S keys so far.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,37 +14,50 @@ CHUNK = 64
 """Queries per chunk on a CPU: small enough for the scores to stay in cache."""
 
 
-def causal_attention(
-    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, scale: float, documents_BT: Tensor | None = None
-) -> Tensor:
-    """softmax(q k^T * scale) v over the positions up to each query's own; `[B, T, H, V]`.
+class Heads(NamedTuple):
+    """Queries, keys and values in the layout of the attention kernels: heads before positions."""
 
-    With `documents_BT` (a document number per position) a query also sees its own document only. Scores
-    and sums are float32 at least, whatever the inputs are.
+    q_BHTK: Tensor
+    k_BHTK: Tensor
+    v_BHTX: Tensor
+    """On a CPU as wide as the values are, elsewhere as wide as the keys if these are wider."""
+
+
+def lay_out(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor) -> Heads:
+    """What the device's kernel reads, and keeps as it is for its backward pass."""
+    heads = Heads(*(x.transpose(1, 2) for x in (q_BTHK, k_BTHK, v_BTHV)))
+    return _widen(heads) if q_BTHK.device.type == "cpu" else _pad(heads)
+
+
+def _widen(heads: Heads) -> Heads:
+    """Contiguous and float32 at least, in which scores and sums are computed whatever the inputs are."""
+    wide = torch.promote_types(heads.q_BHTK.dtype, torch.float32)
+    return Heads(*(x.to(wide).contiguous() for x in heads))
+
+
+def _pad(heads: Heads) -> Heads:
+    """Values as wide as the keys at least, which PyTorch's flash kernels require."""
+    padding = heads.k_BHTK.shape[-1] - heads.v_BHTX.shape[-1]
+    return heads._replace(v_BHTX=F.pad(heads.v_BHTX, (0, padding))) if padding > 0 else heads
+
+
+def causal_attention(heads: Heads, scale: float, documents_BT: Tensor | None = None) -> Tensor:
+    """softmax(q k^T * scale) v over the positions up to each query's own; `[B, H, T, X]`.
+
+    With `documents_BT` (a document number per position) a query also sees its own document only.
     """
-    q_BHTK, k_BHTK, v_BHTV = (x.transpose(1, 2) for x in (q_BTHK, k_BTHK, v_BTHV))
-    if q_BTHK.device.type == "cpu":
-        wide = torch.promote_types(q_BTHK.dtype, torch.float32)
-        q_BHTK, k_BHTK, v_BHTV = (x.to(wide) for x in (q_BHTK, k_BHTK, v_BHTV))
-        out_BHTV = _ChunkedAttention.apply(q_BHTK, k_BHTK, v_BHTV, scale, documents_BT).to(q_BTHK.dtype)
-    else:
-        out_BHTV = _fused_attention(q_BHTK, k_BHTK, v_BHTV, scale, documents_BT)
-    return out_BHTV.transpose(1, 2)
+    attend = _ChunkedAttention.apply if heads.q_BHTK.device.type == "cpu" else _fused_attention
+    return attend(*heads, scale, documents_BT)
 
 
 def _fused_attention(
-    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, scale: float, documents_BT: Tensor | None
+    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTX: Tensor, scale: float, documents_BT: Tensor | None
 ) -> Tensor:
-    """PyTorch's kernel; values are padded to the width of the keys, which its flash kernels require."""
-    width = v_BHTV.shape[-1]
-    padding = q_BHTK.shape[-1] - width
-    v_BHTK = F.pad(v_BHTV, (0, padding)) if padding > 0 else v_BHTV
+    """PyTorch's kernel."""
     if documents_BT is None:
-        out = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, scale=scale)
-    else:
-        same_B1TT = (documents_BT[:, :, None] == documents_BT[:, None, :]).tril()[:, None]
-        out = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=same_B1TT, scale=scale)
-    return out[..., :width]
+        return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTX, is_causal=True, scale=scale)
+    same_B1TT = (documents_BT[:, :, None] == documents_BT[:, None, :]).tril()[:, None]
+    return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTX, attn_mask=same_B1TT, scale=scale)
 
 
 class _ChunkedAttention(torch.autograd.Function):
@@ -52,7 +68,6 @@ class _ChunkedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, scale, documents_BT):
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         out_BHTV = torch.empty_like(v)
         lse_BHT1 = q.new_empty(*q.shape[:3], 1)
         for chunk in _chunks(q):

@@ -5,6 +5,7 @@ of one expert, D model width, I inner width.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepseek_mini.config import ModelConfig
-from deepseek_mini.model.dtype import compute_dtype
+from deepseek_mini.model.dtype import Cast, compute_dtype
 from deepseek_mini.model.router import count_assignments
 
 
@@ -24,9 +25,15 @@ class Mlp(nn.Module):
         self.w1 = nn.Linear(dim, inter_dim, bias=False)
         self.w2 = nn.Linear(inter_dim, dim, bias=False)
         self.w3 = nn.Linear(dim, inter_dim, bias=False)
+        self.cast = Cast()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        x = self.cast(x)
+        return self.w2(self.inner(self.w1(x), self.w3(x)))
+
+    def inner(self, gate: Tensor, up: Tensor) -> Tensor:
+        """The inner activations, which w2 projects back."""
+        return F.silu(gate) * up
 
 
 class RoutedExperts(nn.Module):
@@ -45,9 +52,17 @@ class RoutedExperts(nn.Module):
         dtype = compute_dtype(x_ND)
         x_SD = _Dispatch.apply(x_ND.to(dtype), plan)
         weights_S1 = weights_NK.flatten().index_select(0, plan.order_S).unsqueeze(1).to(dtype)
-        stacks = (self.w1.to(dtype), self.w2.to(dtype), self.w3.to(dtype))
-        compute = _ExpertLoop.apply if x_ND.device.type == "cpu" else _grouped_experts
-        return _Combine.apply(compute(x_SD, weights_S1, *stacks, plan.counts_E), plan)
+        return _Combine.apply(self.compute(x_SD, weights_S1, plan.counts_E), plan)
+
+    def compute(self, x_SD: Tensor, weights_S1: Tensor, counts_E: Tensor) -> Tensor:
+        """weight * expert(x) of assignments in expert order."""
+        stacks = (self.w1.to(x_SD.dtype), self.w2.to(x_SD.dtype), self.w3.to(x_SD.dtype))
+        compute = _ExpertLoop.apply if x_SD.device.type == "cpu" else partial(_grouped_experts, self.inner)
+        return compute(x_SD, weights_S1, *stacks, counts_E)
+
+    def inner(self, gate_SI: Tensor, up_SI: Tensor, weights_S1: Tensor) -> Tensor:
+        """The inner activations, which the gate weights multiply: the same as weighting the outputs."""
+        return F.silu(gate_SI) * up_SI * weights_S1
 
 
 class DispatchPlan(NamedTuple):
@@ -80,7 +95,7 @@ class _Dispatch(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, d_x_SD):
-        return _sum_places(d_x_SD, ctx.plan), None
+        return sum_places(d_x_SD, ctx.plan), None
 
 
 class _Combine(torch.autograd.Function):
@@ -89,31 +104,28 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx, y_SD, plan):
         ctx.plan = plan
-        return _sum_places(y_SD, plan)
+        return sum_places(y_SD, plan)
 
     @staticmethod
     def backward(ctx, d_y_ND):
         return d_y_ND.index_select(0, ctx.plan.order_S // ctx.plan.n_activated), None
 
 
-def _sum_places(y_SD: Tensor, plan: DispatchPlan) -> Tensor:
+def sum_places(y_SD: Tensor, plan: DispatchPlan) -> Tensor:
     """Sum over each token's assignments, `[N, D]`, gathered and added in one pass."""
     return F.embedding_bag(plan.place_S.unflatten(0, (-1, plan.n_activated)), y_SD, mode="sum")
 
 
-def _grouped_experts(x_SD, weights_S1, w1_EID, w2_EDI, w3_EID, counts_E):
+def _grouped_experts(inner, x_SD, weights_S1, w1_EID, w2_EDI, w3_EID, counts_E):
     """One grouped matmul per stack; group sizes stay on the device."""
     ends_E = counts_E.cumsum(0).to(torch.int32)
     gate_SI = F.grouped_mm(x_SD, w1_EID.mT, offs=ends_E)
     up_SI = F.grouped_mm(x_SD, w3_EID.mT, offs=ends_E)
-    return F.grouped_mm(F.silu(gate_SI) * up_SI * weights_S1, w2_EDI.mT, offs=ends_E)
+    return F.grouped_mm(inner(gate_SI, up_SI, weights_S1), w2_EDI.mT, offs=ends_E)
 
 
 class _ExpertLoop(torch.autograd.Function):
-    """The experts one after the other, written straight into the results: the fast way on a CPU.
-
-    The gate weights multiply the narrow inner activations, which is the same as weighting the outputs.
-    """
+    """The experts one after the other, written straight into the results: the fast way on a CPU."""
 
     @staticmethod
     def forward(ctx, x_SD, weights_S1, w1_EID, w2_EDI, w3_EID, counts_E):

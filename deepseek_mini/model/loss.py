@@ -3,6 +3,8 @@
 Legend: N tokens, C tokens of one chunk, D model width, V vocabulary.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,11 +26,22 @@ def linear_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, 
     return _LinearCrossEntropy.apply(hidden_ND, head_VD, targets_N, ignore, torch.is_grad_enabled())
 
 
+class TokenScores(NamedTuple):
+    losses_N: Tensor
+    """-log softmax(hidden head^T)[target] in float32 at least; 0 where there is no target (-100)."""
+    best_N: Tensor
+    """int64: the token that the head holds most likely."""
+
+
 @torch.no_grad()
-def token_losses(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """-log softmax(hidden head^T)[target] of each token, `[N]` in float32 at least; no gradient."""
-    chunks = zip(_chunks(hidden_ND, head_VD), _chunks(targets_N, head_VD), strict=True)
-    return torch.cat([F.cross_entropy(_logits(h, head_VD), t, reduction="none") for h, t in chunks])
+def score_tokens(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> TokenScores:
+    """What a linear head makes of each token, without a gradient."""
+    losses, best = [], []
+    for hidden_CD, targets_C in zip(_chunks(hidden_ND, head_VD), _chunks(targets_N, head_VD), strict=True):
+        logits_CV = _logits(hidden_CD, head_VD)
+        losses.append(F.cross_entropy(logits_CV, targets_C, reduction="none"))
+        best.append(logits_CV.argmax(1))
+    return TokenScores(torch.cat(losses), torch.cat(best))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -42,7 +55,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunks = zip(_chunks(hidden_ND, head_VD), _chunks(targets_N, head_VD), strict=True)
         for hidden_CD, targets_C in chunks:
             valid_C1 = (targets_C != ignore).unsqueeze(1)
-            targets_C1 = targets_C.unsqueeze(1).where(valid_C1, 0)
+            targets_C1 = targets_C.unsqueeze(1).masked_fill(~valid_C1, 0)
             log_probs_CV = _logits(hidden_CD, head_VD).log_softmax(-1)
             total -= (log_probs_CV.gather(1, targets_C1) * valid_C1).sum()
             if d_hidden is None or d_head is None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deepseek_mini.config import ModelConfig
 from deepseek_mini.model.experts import Mlp, RoutedExperts
-from deepseek_mini.model.router import Gate, count_assignments, sequence_balance_loss
+from deepseek_mini.model.router import BALANCE_LOSSES, Gate, count_assignments
 
 
 class MoeStats(NamedTuple):
@@ -21,7 +21,7 @@ class MoeStats(NamedTuple):
     counts_E: Tensor
     """int64 assignments per expert."""
     balance_loss_B: Tensor
-    """Sequence-wise loss of each row, without its factor."""
+    """Balance loss of each row, without its factor."""
 
 
 class MoE(nn.Module):
@@ -30,6 +30,7 @@ class MoE(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gate = Gate(config)
+        self.balance_loss = BALANCE_LOSSES[config.moe.balance_scope]
         self.experts = RoutedExperts(config)
         shared_dim = config.n_shared_experts * config.moe_inter_dim
         self.shared_experts = Mlp(config.dim, shared_dim) if shared_dim else None
@@ -43,7 +44,7 @@ class MoE(nn.Module):
         scores_BTE = routing.scores_NE.unflatten(0, x_BTD.shape[:2])
         n_experts, n_activated = scores_BTE.shape[-1], routing.experts_NK.shape[-1]
         counts_E = count_assignments(routing.experts_NK.flatten(), n_experts)
-        return y_BTD, MoeStats(counts_E, sequence_balance_loss(scores_BTE, n_activated))
+        return y_BTD, MoeStats(counts_E, self.balance_loss(scores_BTE, n_activated))
 
 
 class DenseFfn(Mlp):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from deepseek_mini.config import ModelConfig
 from deepseek_mini.model.block import moe_block
+from deepseek_mini.model.dtype import Cast
 from deepseek_mini.model.norm import RMSNorm
 
 IGNORE = -100
@@ -30,10 +31,15 @@ class MtpModule(nn.Module):
         self.eh_proj = nn.Linear(2 * config.dim, config.dim, bias=False)
         self.block = moe_block(config)
         self.norm = RMSNorm(config.dim)
+        self.cast = Cast()
 
     def combine(self, embedding_BUD: Tensor, hidden_BUD: Tensor) -> Tensor:
         """The block's input `[B, U, D]`."""
-        return self.eh_proj(torch.cat((self.enorm(embedding_BUD), self.hnorm(hidden_BUD)), dim=-1))
+        return self.eh_proj(self.normed(embedding_BUD, hidden_BUD))
+
+    def normed(self, embedding_BUD: Tensor, hidden_BUD: Tensor) -> Tensor:
+        """What eh_proj reads."""
+        return self.cast(torch.cat((self.enorm(embedding_BUD), self.hnorm(hidden_BUD)), dim=-1))
 
 
 def same_document(documents_BS: Tensor, offset: int, length: int) -> Tensor:

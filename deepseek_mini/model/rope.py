@@ -16,19 +16,19 @@ def uses_yarn(config: ModelConfig) -> bool:
     return config.max_seq_len > config.original_seq_len
 
 
-def rope_frequencies(config: ModelConfig, dim: int) -> Tensor:
+def rope_frequencies(config: ModelConfig, dim: int, device: torch.device | None = None) -> Tensor:
     """Angle per position of each pair, `[dim / 2]` float32.
 
     With YaRN (arXiv:2309.00071; V3 section 4.3) the slow frequencies are divided by `rope_factor`, the
     fast ones stay, and a linear ramp joins them between the pairs that turn `beta_fast` and `beta_slow`
     times over the original context.
     """
-    frequencies_P = config.rope_theta ** -(torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    frequencies_P = config.rope_theta ** -(torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim)
     if not uses_yarn(config):
         return frequencies_P
     low = max(math.floor(_pair_turning(config.beta_fast, config, dim)), 0)
     high = min(math.ceil(_pair_turning(config.beta_slow, config, dim)), dim - 1)
-    ramp_P = (torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 1e-3)
+    ramp_P = (torch.arange(dim // 2, dtype=torch.float32, device=device) - low) / max(high - low, 1e-3)
     slow_P = ramp_P.clamp(0, 1)
     return frequencies_P / config.rope_factor * slow_P + frequencies_P * (1 - slow_P)
 
@@ -41,7 +41,7 @@ def _pair_turning(turns: float, config: ModelConfig, dim: int) -> float:
 
 def rotation_table(config: ModelConfig, dim: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines `[length, dim / 2]` in float32 for the positions from 0."""
-    frequencies_P = rope_frequencies(config, dim).to(device)
+    frequencies_P = rope_frequencies(config, dim, device)
     angles_TP = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequencies_P)
     return angles_TP.cos(), angles_TP.sin()
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepseek_mini.config import Balance, GroupScore, ModelConfig, ScoreFunction
+from deepseek_mini.config import Balance, BalanceScope, GroupScore, ModelConfig, ScoreFunction
 
 
 class Routing(NamedTuple):
@@ -108,8 +108,19 @@ def sequence_balance_loss(scores_BTE: Tensor, n_activated: int) -> Tensor:
     return (f_BE * p_BE).sum(-1)
 
 
+def batch_balance_loss(scores_BTE: Tensor, n_activated: int) -> Tensor:
+    """The same with all rows as one sequence (V3 section 4.5.3), `[B]`: its value at every row."""
+    return sequence_balance_loss(scores_BTE.flatten(0, 1)[None], n_activated).expand(len(scores_BTE))
+
+
+BALANCE_LOSSES: dict[BalanceScope, Callable[[Tensor, int], Tensor]] = {
+    BalanceScope.sequence: sequence_balance_loss,
+    BalanceScope.batch: batch_balance_loss,
+}
+
+
 @torch.no_grad()
-def update_bias(bias_E: Tensor, counts_E: Tensor, rate: float) -> None:
+def update_bias(bias_E: Tensor, counts_E: Tensor, rate: float | Tensor) -> None:
     """Move each bias by `rate` towards the mean load, in place (V3 section 2.1.2; arXiv:2408.15664 Alg. 1).
 
     `counts_E` (int64) are the tokens of the whole optimizer step. Loads are compared as integers, so an

@@ -7,12 +7,10 @@ P rotated pairs, V vocabulary, L layers with experts (the main model's, then MTP
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from deepseek_mini.config import ModelConfig
 from deepseek_mini.model.block import Block, dense_block, moe_block
@@ -34,7 +32,7 @@ class Losses:
     mtp_sums: list[Tensor]
     """For each depth the cross-entropy, summed over that depth's valid positions."""
     balance_sum: Tensor
-    """Sequence-wise balance loss, summed over rows and layers, without its factor."""
+    """Balance loss, summed over rows and layers, without its factor."""
     counts_LE: Tensor
     """int64 tokens per layer and expert."""
 
@@ -52,7 +50,8 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed = nn.Embedding(config.vocab_size, config.dim)
+        table_VD = torch.empty(config.vocab_size, config.dim)  # PyTorch's own start would load its compiler
+        self.embed = nn.Embedding.from_pretrained(table_VD, freeze=False)
         self.layers = nn.ModuleList(
             dense_block(config) if i < config.n_dense_layers else moe_block(config)
             for i in range(config.n_layers)
@@ -130,11 +129,6 @@ class Transformer(nn.Module):
 
 def _call(block: Block, *args: Tensor | None) -> tuple[Tensor, MoeStats | None]:
     return block(*args)
-
-
-def recompute_blocks(model: Transformer) -> None:
-    """Keep only the blocks' inputs and run each block again in the backward pass."""
-    model.call_block = partial(checkpoint, use_reentrant=False)
 
 
 def stack_counts(stats: list[MoeStats]) -> Tensor:

@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 
 import torch
+import torch._dynamo  # torch.optim loads it with its first optimizer: in the ledger an import is an import
 from torch import Tensor, nn
 
-from deepseek_mini.config import Optimizer, OptimizerConfig
+from deepseek_mini.config import Moments, Optimizer, OptimizerConfig
+from deepseek_mini.optim.adamw import AdamWBf16
 from deepseek_mini.optim.muon import Muon
 
 
@@ -30,15 +32,19 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
         group(vectors, weight_decay=0.0),
         group(embedding, config.weight_decay, config.embedding_lr_scale),
     ]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-        )
-    ]
+    optimizers = [_adamw(groups, config)]
     if hidden:
         muon_groups = [group(hidden, config.weight_decay)]
-        optimizers.append(Muon(muon_groups, config.lr, config.muon_momentum, config.weight_decay))
+        dtype = torch.bfloat16 if config.moments is Moments.bf16 else None
+        optimizers.append(Muon(muon_groups, config.lr, config.muon_momentum, config.weight_decay, dtype))
     return optimizers
+
+
+def _adamw(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
+    betas = config.beta1, config.beta2
+    if config.moments is Moments.bf16:
+        return AdamWBf16(groups, config.lr, betas, config.eps)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
 
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:

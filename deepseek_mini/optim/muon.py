@@ -25,25 +25,38 @@ class Muon(torch.optim.Optimizer):
     one learning rate. Weight decay is decoupled. Parameters are matrices `[R, C]` or stacks `[E, R, C]`.
     """
 
-    def __init__(self, params, lr: float, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        params,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        moment_dtype: torch.dtype | None = None,
+    ) -> None:
+        """The momentum is kept in `moment_dtype`, by default the parameter's, in which it is computed."""
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.moment_dtype = moment_dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
+        """Nothing changes where `found_inf`, PyTorch's protocol for gradient scaling, is set and 1."""
+        void: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+                    gradient = parameter.grad if void is None else parameter.grad.masked_fill(void > 0, 0.0)
+                    self._update(parameter, gradient, group, 1.0 if void is None else 1.0 - void)
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict, live: float | Tensor) -> None:
         state = self.state[parameter]
         if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].lerp_(gradient, 1 - group["momentum"])
+            state["momentum"] = torch.zeros_like(parameter, dtype=self.moment_dtype)
+        momentum = state["momentum"].to(parameter.dtype).lerp_(gradient, (1 - group["momentum"]) * live)
+        state["momentum"].copy_(momentum)
         nesterov = gradient.lerp(momentum, group["momentum"])
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.mul_(1 - group["lr"] * group["weight_decay"] * live)
         scale = 0.2 * max(parameter.shape[-2:]) ** 0.5
-        parameter.add_(orthogonalise(nesterov), alpha=-group["lr"] * scale)
+        parameter.add_(orthogonalise(nesterov).mul_(-group["lr"] * scale * live))
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:

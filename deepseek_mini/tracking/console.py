@@ -150,8 +150,10 @@ class ConsoleTracker:
         speed = count(summary["steady_tokens_per_second"])
         wall = summary.get("wall_seconds")
         hours = fixed(summary["device_hours"], 3)
+        kept = self._latest.get("val/mtp_acceptance")
+        drafts = "" if kept is None else f"; {percent(kept)} of MTP's drafts would be kept"
         return {
-            "validation": f"best {bpb} bits per byte, final loss {loss}",
+            "validation": f"best {bpb} bits per byte, final loss {loss}{drafts}",
             "tokens": count(summary["tokens"]) + (f" in {duration(wall)}" if wall else ""),
             "speed": f"{speed} tok/s in the median step, mfu {percent(summary['mfu'])}",
             "memory": f"{fixed(summary['peak_memory_gib'], 2)} GiB at its peak",

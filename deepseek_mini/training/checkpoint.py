@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deepseek_mini import run_files
+from deepseek_mini.optim.muon import Muon
 from deepseek_mini.run_files import list_checkpoints
 from deepseek_mini.tensor_files import load_weights, other_way, read_tensors
 
@@ -124,12 +125,18 @@ def restore_moments(
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                keys = _empty_state(optimizer, parameter)
-                optimizer.state[parameter] = {k: moments[f"{names[id(parameter)]}/{k}"] for k in keys}
+                name, dtype = (
+                    names[id(parameter)],
+                    getattr(optimizer, "moment_dtype", None) or parameter.dtype,
+                )
+                own = {key: moments[f"{name}/{key}"] for key in _empty_state(optimizer, parameter)}
+                optimizer.state[parameter] = {
+                    key: value if key == "step" else value.to(dtype) for key, value in own.items()
+                }
 
 
 def _empty_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
-    keys = ("step", "exp_avg", "exp_avg_sq") if isinstance(optimizer, torch.optim.AdamW) else ("momentum",)
+    keys = ("momentum",) if isinstance(optimizer, Muon) else ("step", "exp_avg", "exp_avg_sq")
     return dict.fromkeys(keys, parameter)
 
 

@@ -1,8 +1,10 @@
 """Guards of a run: numbers that are not finite, spikes, and requests to stop."""
 
+import math
 import signal
 import statistics
 from collections import deque
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -20,13 +22,41 @@ class NonFinite(Exception):
     """The loss or a gradient is NaN or infinite; the weights have not been touched."""
 
 
-def check_finite(model: nn.Module, loss: Tensor, grad_norm: Tensor) -> None:
-    """Raise NonFinite unless loss and gradient norm are finite, naming the parameter that went first."""
-    if torch.isfinite(torch.stack((loss, grad_norm))).all():
-        return
-    raise NonFinite(
-        f"loss {loss.item():.4g}, gradient norm {grad_norm.item():.4g}; {first_non_finite(model)}"
-    )
+def guard_update(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], loss: Tensor, grad_norm: Tensor
+) -> float | Tensor:
+    """Nothing is updated from numbers that are not finite. The factor, 1 or 0, on what no optimizer updates.
+
+    On a CPU, where reading them costs nothing, raises NonFinite. A GPU would have to be waited for: there
+    the device voids the update, and whoever reads the figures later raises.
+    """
+    if loss.device.type == "cpu":
+        check_finite(model, loss.item(), grad_norm.item())
+        return 1.0
+    return void_unless_finite(optimizers, loss, grad_norm)
+
+
+def void_unless_finite(
+    optimizers: Sequence[torch.optim.Optimizer], loss: Tensor, grad_norm: Tensor
+) -> Tensor:
+    """Without the host's knowledge, void this update and all later ones; the factor that remains, 1 or 0.
+
+    Optimizers skip theirs by PyTorch's own protocol for gradient scaling, `found_inf`.
+    """
+    void = (~torch.isfinite(torch.stack((loss, grad_norm))).all()).float()
+    for optimizer in optimizers:
+        void = torch.maximum(void, getattr(optimizer, "found_inf", void))
+        optimizer.found_inf = void  # pyright: ignore[reportAttributeAccessIssue]
+    return 1.0 - void
+
+
+def check_finite(model: nn.Module, loss: float, grad_norm: float) -> None:
+    """Raise NonFinite unless loss and gradient norm are finite, naming the parameter that went first.
+
+    Gradients are looked for in `model`: where they are gone by now, only weights can be named.
+    """
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise NonFinite(f"loss {loss:.4g}, gradient norm {grad_norm:.4g}; {first_non_finite(model)}")
 
 
 def first_non_finite(model: nn.Module) -> str:
@@ -38,7 +68,7 @@ def first_non_finite(model: nn.Module) -> str:
     for name, parameter in reversed(parameters):
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
             return f"first among the gradients, from the head backwards: {name}"
-    return "all weights and gradients are finite: the loss itself overflowed"
+    return "all weights and gradients at hand are finite"
 
 
 class SpikeWatch:

@@ -18,7 +18,8 @@ from deepseek_mini.model.router import update_bias
 from deepseek_mini.model.transformer import Losses, Transformer
 from deepseek_mini.optim.build import set_learning_rate
 from deepseek_mini.optim.schedule import StepPlan
-from deepseek_mini.training.guards import check_finite
+from deepseek_mini.precision.convert import holding_weights
+from deepseek_mini.training.guards import guard_update
 
 
 @dataclass(slots=True)
@@ -55,26 +56,29 @@ def train_step(
     autocast: torch.autocast,
     document_mask: bool = False,
 ) -> StepResult:
-    """Forward, backward, clip, update weights, then the gate biases.
+    """Forward, backward, clip, update weights, then the gate biases. The batch lies in the CPU's memory.
 
-    Raises NonFinite before anything is updated if the loss or a gradient is not finite.
+    On a CPU, raises NonFinite before anything is updated if the loss or a gradient is not finite. On a GPU
+    the host does not wait for the step, and reads its result later.
     """
     counts = count_targets(batch, model.config.mtp.depth)
     model.zero_grad(set_to_none=True)
     totals = None
-    for micro in batch.split(micro_batch_size):
-        with autocast:
-            losses = model.losses(micro.tokens_BS, micro.documents_BS, document_mask)
-        objective(losses, counts, plan, model.config).backward()
-        totals = accumulate(totals, losses)
+    with holding_weights(model):
+        for micro in batch.split(micro_batch_size):
+            micro = micro.to(model.head.weight.device)
+            with autocast:
+                losses = model.losses(micro.tokens_BS, micro.documents_BS, document_mask)
+            objective(losses, counts, plan, model.config).backward()
+            totals = accumulate(totals, losses)
     assert totals is not None
     loss = objective(totals, counts, plan, model.config)
     grad_norm = clip_grad_norm_(model.parameters(), clip_norm)
-    check_finite(model, loss, grad_norm)
+    live = guard_update(model, optimizers, loss, grad_norm)
     set_learning_rate(optimizers, plan.lr)
     for optimizer in optimizers:
         optimizer.step()
-    update_biases(model, totals.counts_LE, plan.bias_update_rate)
+    update_biases(model, totals.counts_LE, plan.bias_update_rate * live)
     mtp_loss = mean_mtp_loss(totals, counts) if counts.mtp_tokens else None
     return StepResult(loss, totals.main_sum / counts.main_tokens, mtp_loss, grad_norm, totals.counts_LE)
 
@@ -122,7 +126,7 @@ def accumulate(totals: Losses | None, losses: Losses) -> Losses:
     )
 
 
-def update_biases(model: Transformer, counts_LE: Tensor, rate: float) -> None:
+def update_biases(model: Transformer, counts_LE: Tensor, rate: float | Tensor) -> None:
     """The bias rule on every gate, MTP's among them, from the counts of the whole step."""
     for gate, counts_E in zip(model.gates(), counts_LE, strict=True):
         if gate.bias is not None:

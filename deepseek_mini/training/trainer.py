@@ -10,28 +10,44 @@ import torch
 from torch import Tensor
 
 from deepseek_mini import run_files
-from deepseek_mini.config import Config, Recompute
+from deepseek_mini.config import Config, PrecisionConfig
 from deepseek_mini.cost.estimate import describe_run
 from deepseek_mini.cost.flops import flops_per_token
-from deepseek_mini.cost.hardware import choose_device, choose_precision, device_name, matmul_peak
+from deepseek_mini.cost.hardware import (
+    choose_device,
+    choose_precision,
+    device_name,
+    matmul_peak,
+    product_dtype,
+)
 from deepseek_mini.cost.meter import Meter
 from deepseek_mini.data import Loader, build_data, check_source
 from deepseek_mini.inference.generate import generate
 from deepseek_mini.inference.sampling import Sampling
 from deepseek_mini.interop.load import load_initial_weights
-from deepseek_mini.model.transformer import build_model, recompute_blocks
+from deepseek_mini.model.recompute import recompute
+from deepseek_mini.model.transformer import build_model
 from deepseek_mini.optim.build import build_optimizers
 from deepseek_mini.optim.schedule import StepPlan, plan_run
+from deepseek_mini.precision.backend import choose_backend
+from deepseek_mini.precision.convert import convert, holding_weights, short_list
 from deepseek_mini.tracking import announce, build_trackers, check_trackers
 from deepseek_mini.training.balance import balance_metrics
 from deepseek_mini.training.checkpoint import RunState, load_checkpoint, save_checkpoint
 from deepseek_mini.training.evaluation import evaluate
 from deepseek_mini.training.experts import ExpertLog, RoutingCounts
-from deepseek_mini.training.guards import NonFinite, SpikeWatch, StopRequest
-from deepseek_mini.training.report import make_header, make_summary, peak_memory_gib, wall_seconds
+from deepseek_mini.training.guards import NonFinite, SpikeWatch, StopRequest, check_finite
+from deepseek_mini.training.report import (
+    make_header,
+    make_summary,
+    peak_memory_gib,
+    precision_words,
+    wall_seconds,
+)
 from deepseek_mini.training.resume import find_checkpoint
 from deepseek_mini.training.setup import keep_freed_memory, make_deterministic
 from deepseek_mini.training.step import train_step
+from deepseek_mini.training.unread import Figures, Unread
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 SAMPLE_TOKENS = 48
@@ -57,9 +73,10 @@ def run(config: Config, run_dir: Path, overrides: list[str]) -> int:
         device, device_reason = choose_device(config.device)
         check_trackers(config.logger)
         check_source(config.data)
+        precision = choose_backend(config.precision, device, announce)
         run_files.claim(run_dir, config, overrides)
     with Meter(run_dir / run_files.LEDGER, device_name(device)) as meter:
-        return Trainer(config, run_dir, meter, device, device_reason, checkpoint).train()
+        return Trainer(config, run_dir, meter, device, device_reason, precision, checkpoint).train()
 
 
 class Trainer:
@@ -72,11 +89,11 @@ class Trainer:
         meter: Meter,
         device: torch.device,
         device_reason: str,
+        precision: PrecisionConfig,
         checkpoint: Path | None,
     ) -> None:
         self.config, self.run_dir, self.meter, self.device = config, run_dir, meter, device
         dtype, reason = choose_precision(self.device, config.precision.format)
-        precision = f"{'bf16, fp32 master weights' if dtype is torch.bfloat16 else 'fp32'} ({reason})"
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
         make_deterministic(self.device)
         keep_freed_memory()
@@ -84,8 +101,9 @@ class Trainer:
         self.data = build_data(config.data, config.model.vocab_size, config.seed, announce)
         self.data.tokenizer.save(run_dir / run_files.TOKENIZER)
         self.model = build_model(config.model, self.device, config.seed)
-        if config.trainer.recompute is Recompute.full:
-            recompute_blocks(self.model)
+        if converted := convert(self.model, precision):
+            announce(f"in fp8: {short_list(converted)}")
+        recompute(self.model, config.trainer.recompute)
         self.optimizers = build_optimizers(self.model, config.optimizer)
         self.state = RunState(0, 0, self.data.corpus_hash)
         self.restored_metrics: dict[str, Any] = {}
@@ -97,25 +115,27 @@ class Trainer:
             initial_weights = load_initial_weights(self.model, self.data.tokenizer)
         meter.start_at(self.state.step)
 
-        self.peak = matmul_peak(self.device, dtype)
+        self.peak = matmul_peak(self.device, product_dtype(self.device, precision, dtype))
         self.flops_per_token = flops_per_token(
             config.model, config.data.sequence_length, mtp=config.model.mtp.depth > 0
         )
-        header = make_header(self, device_reason, precision)
+        arithmetic = precision_words(precision, dtype, reason)
+        header = make_header(self, device_reason, arithmetic)
         self.trackers = build_trackers(config, run_dir, header, meter.attempt)
         if checkpoint is not None:
             self.trackers.event("resumed", f"from {checkpoint}", self.state.step)
         if initial_weights is not None:
             self.trackers.event("initial_weights", initial_weights, self.state.step)
+        self.unread = Unread()
         self.spikes = SpikeWatch()
-        self.experts = ExpertLog(run_dir, meter.attempt, self.model, self.data.tokenizer)
+        self.experts = ExpertLog(run_dir, meter.attempt, self.model, self.data)
         self.counts_LE: Tensor | None = None
         self.routing: RoutingCounts | None = None
         run_files.write_environment(
             run_dir,
             attempt=meter.attempt,
             device=device_name(self.device),
-            precision=precision,
+            precision=arithmetic,
             corpus_hash=self.data.corpus_hash,
             corpus=self.data.description,
         )
@@ -150,9 +170,11 @@ class Trainer:
         with StopRequest() as stop, Loader(self.data.train, self._sequences()) as loader:
             self.catch_up()
             for plan in self.plans[self.state.step :]:
-                metrics = self.step(plan, loader)
-                self.tell_spikes(metrics)
+                self.step(plan, loader)
                 stopping = stop.signal is not None
+                if not (self.reads_now() or stopping):
+                    continue
+                metrics = self.read()
                 if self.due(every.save_every) or stopping:
                     self.save(metrics)
                 if self.due(every.eval_every) and not stopping:
@@ -165,50 +187,71 @@ class Trainer:
                     return "interrupted", INTERRUPTED if stop.signal == signal.SIGINT else FAILED
         return "finished", DONE
 
-    def step(self, plan: StepPlan, loader: Loader) -> dict[str, Any]:
-        """One optimizer step; its figures."""
+    def step(self, plan: StepPlan, loader: Loader) -> None:
+        """One optimizer step; `read` has its figures."""
+        self.unread.begin_step()
         begin = time.perf_counter()
         with self.meter.phase("data_wait"):
             batch = next(loader)
-        loaded = time.perf_counter()
+        self.unread.data_wait += time.perf_counter() - begin
         with self.meter.phase("step"):
             result = train_step(
                 self.model,
                 self.optimizers,
-                batch.to(self.device),
+                batch,
                 plan,
                 self.config.trainer.micro_batch_size or plan.batch_size,
                 self.config.optimizer.clip_norm,
                 self.autocast,
                 self.config.data.document_mask,
             )
-            tokens = plan.batch_size * self.config.data.sequence_length
-            self.meter.count(steps=1, tokens=tokens, model_flops=tokens * self.flops_per_token)
-        self.counts_LE, self.routing = result.counts_LE, None
+        self.unread.steps.append((plan, result))
         self.state = RunState(plan.step, plan.first_sequence + plan.batch_size, self.data.corpus_hash)
-        end = time.perf_counter()
-        rate = tokens / (end - begin)
-        peak = self.peak.flops_per_second
+
+    def reads_now(self) -> bool:
+        """Whether the figures are wanted. A CPU has them at hand; a GPU is only waited for when they are."""
+        every = self.config.trainer
+        rhythms = (every.log_every, every.save_every, every.eval_every, every.sample_every)
+        return self.device.type == "cpu" or self.state.step == 1 or any(map(self.due, rhythms))
+
+    def read(self) -> dict[str, Any]:
+        """The newest step's figures; times and rates are means over the steps since the last reading."""
+        unread, self.unread = self.unread, Unread()
+        with self.meter.phase("step"):
+            rows = unread.read()
+        for (plan, _), row in zip(unread.steps, rows, strict=True):
+            self.enter(plan, row)
+        seconds = time.perf_counter() - unread.begin
+        (plan, result), row = unread.steps[-1], rows[-1]
+        tokens = sum(plan.batch_size for plan, _ in unread.steps) * self.config.data.sequence_length
+        rate, peak = tokens / seconds, self.peak.flops_per_second
+        self.counts_LE, self.routing = result.counts_LE.cpu(), None
         return {
-            "tokens": plan.tokens_before + tokens,
-            "train/loss": result.loss.item(),
-            "train/main_loss": result.main_loss.item(),
-            "train/mtp_loss": None if result.mtp_loss is None else result.mtp_loss.item(),
+            "tokens": plan.tokens_before + plan.batch_size * self.config.data.sequence_length,
+            "train/loss": row.loss,
+            "train/main_loss": row.main_loss,
+            "train/mtp_loss": row.mtp_loss,
             "optim/lr": plan.lr,
-            "optim/grad_norm": result.grad_norm.item(),
+            "optim/grad_norm": row.grad_norm,
             "optim/mtp_weight": plan.mtp_weight,
             "optim/bias_update_rate": plan.bias_update_rate,
             "perf/tokens_per_second": rate,
             "perf/mfu": rate * self.flops_per_token / peak if peak else None,
-            "perf/step_seconds": end - loaded,
-            "perf/data_wait_seconds": loaded - begin,
+            "perf/step_seconds": (seconds - unread.data_wait) / len(rows),
+            "perf/data_wait_seconds": unread.data_wait / len(rows),
             "perf/memory_gib": peak_memory_gib(self.device),
-            **balance_metrics(result.counts_LE),
+            **balance_metrics(self.counts_LE),
         }
 
-    def tell_spikes(self, metrics: dict[str, Any]) -> None:
-        for spike in self.spikes.look(metrics):
-            self.trackers.event("spike", spike, self.state.step)
+    def enter(self, plan: StepPlan, row: Figures) -> None:
+        """Count a step and tell of spikes. Raises NonFinite, with the state of before, if it was void."""
+        after, self.state = self.state, RunState(plan.step - 1, plan.first_sequence, self.data.corpus_hash)
+        check_finite(self.model, row.loss, row.grad_norm)
+        self.state = after
+        tokens = plan.batch_size * self.config.data.sequence_length
+        self.meter.count(steps=1, tokens=tokens, model_flops=tokens * self.flops_per_token)
+        for spike in self.spikes.look({"train/main_loss": row.main_loss, "optim/grad_norm": row.grad_norm}):
+            self.trackers.event("spike", spike, plan.step)
 
     def catch_up(self) -> None:
         """Do what a stop or a kill kept the restored step from: evaluation, samples, the row of figures."""
@@ -265,7 +308,7 @@ class Trainer:
             )
 
     def evaluate(self) -> dict[str, float | None]:
-        with self.meter.phase("evaluate"):
+        with self.meter.phase("evaluate"), holding_weights(self.model):
             self.routing = self.experts.new_counts()
             return evaluate(
                 self.model,
@@ -279,7 +322,7 @@ class Trainer:
 
     def sample(self) -> None:
         """Text after the three fixed prompts."""
-        with self.meter.phase("sample"), self.autocast:
+        with self.meter.phase("sample"), self.autocast, holding_weights(self.model):
             tokenizer = self.data.tokenizer
             prompts = [tokenizer.encode(prompt) for prompt in self.data.prompts]
             seed = self.config.seed * 1_000_003 + self.state.step

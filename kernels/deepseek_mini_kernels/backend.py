@@ -41,6 +41,11 @@ def why_not_triton(device: torch.device) -> str | None:
         return None if interpreting() else "the tensors are on the CPU (TRITON_INTERPRET=1 simulates, slowly)"
     if device.type != "cuda":
         return f"the tensors are on {device.type}"
+    return why_not_hopper(device)
+
+
+def why_not_hopper(device: torch.device) -> str | None:
+    """Why a CUDA device has no FP8 tensor cores of the kind that is needed; None if it has."""
     capability = torch.cuda.get_device_capability(device)
     if capability < HOPPER:
         name, version = torch.cuda.get_device_name(device), ".".join(map(str, capability))

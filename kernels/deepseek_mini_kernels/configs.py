@@ -6,6 +6,8 @@ No triton is imported here, so that the table can be read anywhere.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from deepseek_mini_kernels.formats import SMALLEST_AMAX, SMALLEST_GRADIENT
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -19,7 +21,7 @@ class Launch:
     """Arguments in the kernel's order, without constants, and the types that production passes."""
     tile: Mapping[str, int | bool] = field(default_factory=dict)
     """Constants of this configuration."""
-    problem: Mapping[str, int | bool | str] = field(default_factory=dict)
+    problem: Mapping[str, float | str] = field(default_factory=dict)
     """Constants that follow from the call; the values here are the ones the checks compile."""
     divisible: frozenset[str] = frozenset()
     """Integer arguments that are multiples of 16. Pointers always are."""
@@ -51,7 +53,7 @@ QUANTIZE_ROWS = Launch(
     *("quantize.triton", "quantize_rows_kernel"),
     types={"x_ptr": BF16, "q_ptr": E4M3, "scale_ptr": FP32, "M": "i32", "K": "i32"},
     tile={"BLOCK_M": 32, "BLOCK": 128},
-    problem={"POW2": False},
+    problem={"POW2": False, "SMALLEST": SMALLEST_AMAX},
     divisible=frozenset({"K"}),
 )
 
@@ -61,7 +63,7 @@ QUANTIZE_TILES = {
         *("quantize.triton", "quantize_tiles_kernel"),
         types=_QUANTIZE_TILES_TYPES | {"x_ptr": E4M3 if dequantize else BF16},
         tile={"ROWS": rows, "DEQUANTIZE": dequantize, "BLOCK": 128},
-        problem={"POW2": False, **_GROUPS},
+        problem={"POW2": False, "SMALLEST": SMALLEST_AMAX, **_GROUPS},
         divisible=frozenset({"K", "P"}),
         num_warps=16,
     )
@@ -288,7 +290,7 @@ PRODUCTION = {
 """Every configuration by its name."""
 
 
-def _call(name: str, problem: dict[str, int | bool] | None = None, **types: str) -> Launch:
+def _call(name: str, problem: dict[str, float] | None = None, **types: str) -> Launch:
     """A production configuration, called with other types or problem constants."""
     config = PRODUCTION[name]
     return replace(config, types={**config.types, **types}, problem={**config.problem, **(problem or {})})
@@ -298,6 +300,7 @@ OTHER_CALLS = {
     "quantize_activation:fp32": _call("quantize_activation", x_ptr=FP32),
     "quantize_both:fp32": _call("quantize_both", x_ptr=FP32),
     "quantize_both:pow2": _call("quantize_both", {"POW2": True}),
+    "quantize_both:gradient": _call("quantize_both", {"SMALLEST": SMALLEST_GRADIENT}),
     "quantize_both:one_group": _call("quantize_both", {"GROUPED": False}),
     "quantize_weight_and_transpose:bf16": _call("quantize_weight_and_transpose", w_ptr=BF16),
     "swiglu_quantize_columns:fp32": _call("swiglu_quantize_columns", gate_ptr=FP32, up_ptr=FP32),

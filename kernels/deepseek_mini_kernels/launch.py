@@ -13,7 +13,7 @@ ALIGNMENT = 16
 """Bytes (pointers) and elements (sizes) that the compiler is promised."""
 
 
-def launch(config: Launch, grid: tuple[int, ...], problem: dict[str, int | bool | str], **arguments) -> None:
+def launch(config: Launch, grid: tuple[int, ...], problem: dict[str, float | str], **arguments) -> None:
     """Run `config`'s kernel on `grid`; does nothing if the grid is empty.
 
     Arguments and constants must be those of the table: what runs is what was checked.

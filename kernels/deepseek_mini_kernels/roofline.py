@@ -1,11 +1,21 @@
 """The least time each kernel could take on an H100 or H800: bytes over bandwidth, work over peaks.
 
-    python -m deepseek_mini_kernels.roofline        prints the table of kernels/README.md
+    python -m deepseek_mini_kernels.roofline [FILE] [--write README]
+
+prints the table of kernels/README.md, or writes it there; FILE is what `scripts/benchmark.py kernels --json`
+measured on a GPU.
 
 Legend: M tokens, N outputs, K inputs, S rows of experts, E experts, I inner width.
 """
 
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from deepseek_mini_kernels.formats import BLOCK, blocks
 
@@ -51,6 +61,11 @@ def quantize_rows(m: int, k: int) -> Work:
     return Work("quantize_activation", f"M {m}, K {k}", m * k * BF16_BYTES + written)
 
 
+def quantize_columns(m: int, k: int) -> Work:
+    written = m * k * FP8_BYTES + k * blocks(m) * FP32_BYTES
+    return Work("quantize_columns", f"M {m}, K {k}", m * k * BF16_BYTES + written)
+
+
 def quantize_both(m: int, k: int) -> Work:
     factors = (m * blocks(k) + k * blocks(m)) * FP32_BYTES
     return Work("quantize_rows_and_columns", f"M {m}, K {k}", m * k * (BF16_BYTES + 2 * FP8_BYTES) + factors)
@@ -61,9 +76,10 @@ def requantize(m: int, k: int) -> Work:
     return Work("requantize_columns", f"M {m}, K {k}", 2 * m * k * FP8_BYTES + factors)
 
 
-def quantize_weight(n: int, k: int) -> Work:
-    moved = n * k * (FP32_BYTES + 2 * FP8_BYTES) + blocks(n) * blocks(k) * FP32_BYTES
-    return Work("quantize_weight_and_transpose", f"N {n}, K {k}", moved)
+def quantize_weight(n: int, k: int, transpose: bool = True) -> Work:
+    written = n * k * FP8_BYTES * (2 if transpose else 1) + blocks(n) * blocks(k) * FP32_BYTES
+    name = "quantize_weight_and_transpose" if transpose else "quantize_weight"
+    return Work(name, f"N {n}, K {k}", n * k * FP32_BYTES + written)
 
 
 def matmul(m: int, n: int, k: int, tiles: bool = False) -> Work:
@@ -135,19 +151,66 @@ V3 = (
 """Shapes of V3: two sequences of 4,096 tokens; wq_b, wo and its Wgrad; 32 experts of a device."""
 
 
-def table(works: tuple[Work, ...] = V3) -> str:
-    """The roofline as Markdown."""
+NOT_MEASURED = "*not measured*"
+FLOOR = "the floor of an H100 or H800"
+"""What a benchmark calls its peer where that is a floor of this table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Seconds that the kernels took, by kernel and shape."""
+
+    device: str
+    seconds: Mapping[tuple[str, str], float]
+
+    @staticmethod
+    def read(report: Mapping[str, Any]) -> "Measured":
+        """From the JSON of `scripts/benchmark.py kernels`, whose times are in microseconds."""
+        rows = [row for row in report["results"] if row["peer_name"] == FLOOR]
+        seconds = {
+            (row["name"].removeprefix("kernels_"), row["unit"].removeprefix("us, ")): row["ours"] / 1e6
+            for row in rows
+        }
+        return Measured(report["device"], seconds)
+
+
+def table(measured: Measured | None = None, works: tuple[Work, ...] = V3) -> str:
+    """The roofline as Markdown; with what was measured, the share of the floor's speed that it reached."""
     lines = [
         "| kernel | shape | MB | GFLOP | promotion GFLOP | floor, us | bound by | measured |",
         "|---|---|---:|---:|---:|---:|---|---|",
     ]
     for work in works:
         flops = [f"{x / 1e9:,.1f}" if x else "" for x in (work.flops, work.promotion_flops)]
-        floor = f"{1e6 * work.floors[work.bound]:,.1f}"
-        cells = (f"`{work.kernel}`", work.shape, f"{work.bytes / 1e6:,.1f}", *flops, floor, work.bound)
-        lines.append(f"| {' | '.join(cells)} | *not measured* |")
-    return "\n".join(lines)
+        floor = work.floors[work.bound]
+        seconds = measured.seconds.get((work.kernel, work.shape)) if measured else None
+        reached = NOT_MEASURED if seconds is None else f"{1e6 * seconds:,.1f} us, {floor / seconds:.0%}"
+        cells = (f"`{work.kernel}`", work.shape, f"{work.bytes / 1e6:,.1f}", *flops, f"{1e6 * floor:,.1f}")
+        lines.append(f"| {' | '.join((*cells, work.bound, reached))} |")
+    return "\n".join([*lines, "", f"Measured on {measured.device}."] if measured else lines)
+
+
+def with_table(page: str, new: str) -> str:
+    """A Markdown page with its table of kernels, and the line on the device below it, replaced."""
+    old = re.compile(r"^\| kernel \| shape (?:.*\n)(?:\|.*\n?)+(?:\nMeasured on .*\n?)?", re.MULTILINE)
+    page, replaced = old.subn(lambda _: new + "\n", page)
+    assert replaced == 1
+    return page
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="deepseek_mini_kernels.roofline")
+    parser.add_argument("file", nargs="?", type=Path, help="JSON of scripts/benchmark.py kernels --json")
+    parser.add_argument("--write", type=Path, metavar="README", help="replace the table in this page")
+    arguments = parser.parse_args(argv)
+    report = json.loads(arguments.file.read_text()) if arguments.file else None
+    text = table(Measured.read(report) if report else None)
+    if arguments.write:
+        arguments.write.write_text(with_table(arguments.write.read_text(), text))
+    else:
+        print(text)
+    return 0
 
 
 if __name__ == "__main__":
-    print(table())
+    sys.exit(main(sys.argv[1:]))

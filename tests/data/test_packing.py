@@ -18,6 +18,16 @@ def rows(data: Split, start: int, size: int) -> list[list[int]]:
     return data.batch(start, size).tokens_BS.tolist()
 
 
+@given(STREAMS, st.integers(1, 3), st.integers(0, 20), st.integers(1, 9))
+def test_sequences_know_the_documents_of_the_stream_they_begin_in(
+    stream: list[int], length: int, start: int, size: int
+) -> None:
+    """With a token's number as its place in the stream, the ends of documents before it can be counted."""
+    numbered, data = split(range(len(stream)), length), split(stream, length)
+    places = [row[0] for row in rows(numbered, start, size)]
+    assert data.first_documents(start, size).tolist() == [stream[:place].count(EOS) for place in places]
+
+
 @given(
     STREAMS,
     st.integers(1, 3),

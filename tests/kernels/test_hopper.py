@@ -40,6 +40,18 @@ def test_every_instruction_aligns_to_its_largest_addend_and_keeps_14_bits(roundi
             assert ours[i, j] == wanted
 
 
+@pytest.mark.parametrize("rounding", ["down", "zero"])
+def test_registers_keep_13_bits_below_the_leading_one(rounding):
+    x = torch.cat(
+        (normal(1000).cpu(), normal(1000, seed=1).cpu() * 1e-12, torch.tensor([0.0, 1.0, -1.0, 448.0]))
+    )
+    x = torch.cat((x, torch.tensor([2.0**-13, 2.0**-14, -(2.0**-14)]) + 1, torch.tensor([-1.9999999])))
+    kept = HopperAccumulation(rounding=rounding).cut(x)
+    for before, after in zip(x.tolist(), kept.tolist(), strict=True):
+        unit = 2.0 ** (math.floor(math.log2(abs(before))) - 13) if before else 1.0
+        assert after == CUTS[rounding](before / unit) * unit
+
+
 def test_rarer_promotion_costs_more_accuracy():
     x, w = quantize_activation(normal(32, 2048).cpu()), quantize_weight(normal(48, 2048, seed=1).cpu())
     exact = block_scaled_matmul(*x, *w)

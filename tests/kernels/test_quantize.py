@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deepseek_mini_kernels import quantize
+from deepseek_mini_kernels.formats import SMALLEST_GRADIENT
 from deepseek_mini_kernels.quantize.naive import padded_rows
 from kernel_helpers import (
     DEVICE,
@@ -134,6 +135,31 @@ def test_powers_of_two_let_a_stored_activation_change_its_tiles_without_error(ba
     before = quantize.dequantize_activation(q_MK, scale_MY)
     after = quantize.dequantize_activation(*columns).T
     assert torch.equal(before, after)
+
+
+@both_backends
+def test_gradients_of_a_large_batch_keep_their_precision(backend):
+    """The floor of activations would make most of them zero."""
+    dy_MN = normal(70, 200)
+    tiny_MN = guarded(dy_MN * 2.0**-60)
+    smallest = SMALLEST_GRADIENT
+    counts_E = guarded(torch.tensor([60, 0, 10]))
+    ours = quantize.quantize_rows_and_columns(tiny_MN, counts_E, backend=backend, smallest=smallest)
+    wanted = quantize.quantize_rows_and_columns(dy_MN, counts_E, backend="naive")
+    for of_tiny, of_usual in zip(ours[::2], wanted[::2], strict=True):
+        assert np.array_equal(codes(of_tiny), codes(of_usual))
+    rows = quantize.quantize_activation(tiny_MN, backend=backend, smallest=smallest)
+    assert_same(rows, (wanted[0], wanted[1] * 2.0**-60))
+    columns = quantize.quantize_columns(tiny_MN, counts_E, backend=backend, smallest=smallest)
+    assert_same(columns, ours[2:])
+    again = quantize.requantize_columns(*rows, counts_E, backend=backend, smallest=smallest)
+    assert_same(again, quantize.requantize_columns(*rows, counts_E, backend="naive", smallest=smallest))
+    assert (dequantized := quantize.dequantize_activation(*again)).isfinite().all()
+    assert dequantized.count_nonzero() > 0.9 * dy_MN.numel()
+    assert (quantize.quantize_activation(tiny_MN, backend=backend)[0].float() == 0).all()
+    zeros = quantize.quantize_activation(torch.zeros_like(dy_MN), backend=backend, smallest=smallest)
+    assert (zeros[0].float() == 0).all()
+    assert (zeros[1] > 0).all()
 
 
 @needs_triton

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from deepseek_mini.config import ModelConfig
 from deepseek_mini.model import causal, loss
-from deepseek_mini.model.causal import causal_attention
+from deepseek_mini.model.causal import causal_attention, lay_out
 from deepseek_mini.model.experts import RoutedExperts, _grouped_experts, plan_dispatch
-from deepseek_mini.model.loss import linear_cross_entropy, token_losses
+from deepseek_mini.model.loss import linear_cross_entropy, score_tokens
 from deepseek_mini.model.norm import RMSNorm, _fused_rms_norm
 
 exact = {"rtol": 1e-9, "atol": 1e-11}
@@ -47,7 +47,7 @@ def test_chunked_attention_equals_plain_attention(batch, length, heads, k_dim, v
     documents = (
         torch.arange(length).div(17, rounding_mode="floor").expand(batch, -1) if with_documents else None
     )
-    out = causal_attention(q, k, v, 0.3, documents)
+    out = causal_attention(lay_out(q, k, v), 0.3, documents).transpose(1, 2)
     expected = plain_attention(q, k, v, 0.3, documents)
     torch.testing.assert_close(out, expected, **exact)
     gradients = torch.autograd.grad(out, (q, k, v), d_out)
@@ -60,7 +60,9 @@ def test_chunked_attention_equals_plain_attention(batch, length, heads, k_dim, v
 def test_attention_of_other_devices_equals_plain_attention(v_dim, with_documents):
     q, k, v = randn(2, 37, 2, 8, seed=1), randn(2, 37, 2, 8, seed=2), randn(2, 37, 2, v_dim, seed=3)
     documents = torch.arange(37).div(9, rounding_mode="floor").expand(2, -1) if with_documents else None
-    out = causal._fused_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), 0.3, documents)
+    heads = causal._pad(causal.Heads(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)))
+    assert heads.v_BHTX.shape[-1] == max(v_dim, 8)
+    out = causal._fused_attention(*heads, 0.3, documents)[..., :v_dim]
     torch.testing.assert_close(out.transpose(1, 2), plain_attention(q, k, v, 0.3, documents), **exact)
 
 
@@ -122,7 +124,9 @@ def test_grouped_matmul_experts_equal_the_loop_with_empty_groups():
     plan = plan_dispatch(chosen, 5)
     x_SD = x.index_select(0, plan.order_S // 2)
     weights_S1 = weights.flatten()[plan.order_S].unsqueeze(1)
-    y_SD = _grouped_experts(x_SD, weights_S1, experts.w1, experts.w2, experts.w3, plan.counts_E)
+    y_SD = _grouped_experts(
+        experts.inner, x_SD, weights_S1, experts.w1, experts.w2, experts.w3, plan.counts_E
+    )
     out = y_SD[plan.place_S].view(24, 2, 8).sum(1)
     torch.testing.assert_close(out, experts(x, weights, chosen), rtol=1e-5, atol=1e-5)
     out.square().sum().backward()
@@ -144,7 +148,7 @@ def test_chunked_cross_entropy_equals_full_logits(n_tokens, vocab, dim, chunk):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss, "CHUNK_ELEMENTS", chunk)
         total = linear_cross_entropy(hidden, head, targets)
-        per_token = token_losses(hidden, head, targets)
+        per_token = score_tokens(hidden, head, targets).losses_N
     expected = F.cross_entropy(hidden @ head.T, targets, reduction="none")
     torch.testing.assert_close(per_token, expected, **exact)
     torch.testing.assert_close(total, expected.sum(), **exact)

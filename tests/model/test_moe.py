@@ -1,9 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from deepseek_mini.config import ModelConfig, ScoreFunction
+from deepseek_mini.config import BalanceScope, ModelConfig, MoeConfig, ScoreFunction
 from deepseek_mini.model import experts as experts_module
 from deepseek_mini.model.experts import RoutedExperts
 from deepseek_mini.model.moe import MoE
@@ -103,6 +105,16 @@ def test_order_of_tokens_and_rows_does_not_matter() -> None:
     torch.testing.assert_close(torch.cat([s.balance_loss_B for _, s in split]), stats.balance_loss_B)
 
 
+def test_with_the_scope_of_the_batch_all_rows_share_one_balance_loss() -> None:
+    by_row = filled(tiny())
+    by_batch = filled(tiny(moe=MoeConfig(balance_scope=BalanceScope.batch)))
+    x_BTD = inputs(1, 4, 5, by_row.gate.weight.shape[1]).detach()
+    losses_B, shared_B = (moe(x_BTD)[1].balance_loss_B for moe in (by_row, by_batch))
+    assert len(set(shared_B.tolist())) == 1
+    assert len(set(losses_B.tolist())) == 4
+    torch.testing.assert_close(shared_B[:1], by_row(x_BTD.flatten(0, 1)[None])[1].balance_loss_B)
+
+
 @pytest.mark.parametrize("score_func", ScoreFunction)
 def test_gate_learns_from_the_output_and_from_the_balance_loss(score_func: ScoreFunction) -> None:
     for part in (lambda y, stats: y.sum(), lambda y, stats: stats.balance_loss_B.sum()):
@@ -158,9 +170,10 @@ def test_grouped_products_agree_with_the_loop_over_experts(monkeypatch: pytest.M
     experts_NK = torch.tensor([[0, 3], [3, 1], [1, 0], [3, 0], [0, 1]])
     results = []
     for grouped in (False, True):
-        if grouped:
-            monkeypatch.setattr(experts_module._ExpertLoop, "apply", experts_module._grouped_experts)
         experts = fill(RoutedExperts(config), 0, std=0.2)
+        if grouped:
+            on_gpu = partial(experts_module._grouped_experts, experts.inner)
+            monkeypatch.setattr(experts_module._ExpertLoop, "apply", on_gpu)
         x_ND = inputs(1, 5, 16).detach().float().requires_grad_()
         weights_NK = inputs(2, 5, 2).detach().float().requires_grad_()
         y_ND = experts(x_ND, weights_NK, experts_NK)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deepseek_mini.config import Balance, GroupScore, ModelConfig, MoeConfig, ScoreFunction
-from deepseek_mini.model.router import Gate, sequence_balance_loss, update_bias
+from deepseek_mini.model.router import Gate, batch_balance_loss, sequence_balance_loss, update_bias
 from model.helpers import (
     MARGIN,
     assert_close,
@@ -99,6 +99,14 @@ def test_rows_of_the_sequence_loss_are_apart() -> None:
     row = torch.tensor([0.9, 0.9, 0.1, 0.1]).expand(6, 4)
     scores_BTE = torch.stack([row, row.flip(-1)])
     torch.testing.assert_close(sequence_balance_loss(scores_BTE, 2), torch.full((2,), 1.8))
+
+
+def test_batch_loss_is_that_of_all_rows_as_one_sequence() -> None:
+    scores_BTE = inputs(5, 3, 4, 6).detach().sigmoid()
+    one = router.sequence_balance_loss(scores_BTE.flatten(0, 1).tolist(), 2)
+    assert_close(batch_balance_loss(scores_BTE, 2), [one] * 3, 1e-5)
+    row = torch.tensor([0.9, 0.9, 0.1, 0.1]).expand(6, 4)
+    torch.testing.assert_close(batch_balance_loss(torch.stack([row, row.flip(-1)]), 2), torch.ones(2))
 
 
 @many

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deepseek_mini.config import Attention, MtpConfig
-from deepseek_mini.model.transformer import Losses, Transformer, build_model, recompute_blocks
+from deepseek_mini.model.transformer import Losses, Transformer, build_model
 from model.helpers import (
     MARGIN,
     assert_close,
@@ -116,36 +116,6 @@ def test_losses_mask_documents_only_when_asked() -> None:
     unmasked = model.losses(words, documents_BS)
     assert not torch.allclose(unmasked.main_sum, masked.main_sum)
     assert not torch.allclose(unmasked.mtp_sums[0], masked.mtp_sums[0])
-
-
-def test_recompute_changes_no_bit_of_losses_counts_or_gradients() -> None:
-    config = tiny(dim=16, n_layers=3, n_routed_experts=16, n_activated_experts=4, mtp=MtpConfig(depth=1))
-    results = []
-    for recompute in (False, True):
-        model = Transformer(config)
-        fill(model, 0)
-        if recompute:
-            recompute_blocks(model)
-        losses = model.losses(tokens(3, 40), torch.zeros(3, 40, dtype=torch.int64))
-        total(losses).backward()
-        results.append((losses, {name: p.grad for name, p in model.named_parameters()}))
-    (kept, kept_grads), (again, again_grads) = results
-    assert torch.equal(total(kept), total(again))
-    assert torch.equal(kept.counts_LE, again.counts_LE)
-    assert kept.counts_LE.sum(1).tolist() == [3 * 39 * 4, 3 * 39 * 4, 3 * 38 * 4]
-    assert all(torch.equal(kept_grads[name], grad) for name, grad in again_grads.items())
-
-
-def test_recompute_runs_each_block_a_second_time() -> None:
-    model = model_with(tiny(mtp=MtpConfig(depth=1)))
-    recompute_blocks(model)
-    calls = []
-    for block in [*model.layers, model.mtp[0].block]:
-        block.attn_norm.register_forward_hook(lambda *_: calls.append(1))
-    losses = model.losses(tokens(1, 6), torch.zeros(1, 6, dtype=torch.int64))
-    assert len(calls) == 3
-    total(losses).backward()
-    assert len(calls) == 6
 
 
 def test_every_parameter_gets_a_gradient_even_if_no_token_reaches_it() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from deepseek_mini.cost.jsonlines import read_lines
 from deepseek_mini.data import build_data
 from deepseek_mini.data.tokenizer import byte_tokenizer
 from deepseek_mini.model.transformer import build_model
+from deepseek_mini.training import experts as experts_module
 from deepseek_mini.training.evaluation import evaluate
 from deepseek_mini.training.experts import KINDS, ExpertLog, RoutingCounts, token_kinds, watch_gates
 from deepseek_mini.training.trainer import run
 from small_model import small_model_config
+from small_run import write_corpus
 
 
 def experts_of(run_dir):
@@ -67,34 +70,63 @@ def test_a_step_done_again_after_a_crash_counts_once(make_config, tmp_path, monk
 
 
 def test_routing_is_what_plain_loops_count(make_config, tmp_path):
-    config = make_config("data.sequence_length=24")
+    corpus = write_corpus(tmp_path / "short", n_documents=40, n_words=10)
+    config = make_config(
+        f"data.path='{corpus}/*.txt'", "data.sequence_length=24", "data.validation_fraction=0.3"
+    )
     data = build_data(config.data, 257, seed=0, announce=lambda _: None)
     model_config = small_model_config(depth=2)
     model_config.vocab_size = 257
     model = build_model(model_config, torch.device("cpu"), seed=3)
     kinds = token_kinds(data.tokenizer, 257)
     n_layers, n_experts = len(model.gates()), model_config.n_routed_experts
-    counts = RoutingCounts(n_layers, n_experts, kinds)
+    counts = RoutingCounts(n_layers, n_experts, model_config.n_expert_groups, kinds)
     plain = evaluate(model, data, 5, 2, torch.autocast("cpu", enabled=False))
     assert evaluate(model, data, 5, 2, torch.autocast("cpu", enabled=False), routing=counts) == plain
     together = torch.zeros(n_layers, n_experts, n_experts)
     by_kind = torch.zeros(n_layers, len(KINDS), n_experts)
+    by_document = torch.zeros(n_layers, len(data.validation_names), n_experts)
+    reach = [[0] * model_config.n_expert_groups for _ in range(n_layers)]
+    stream = data.validation.stream_N.tolist()
     for row in range(5):
         batch = data.validation.batch(row, 1)
         with torch.no_grad(), watch_gates(model) as chosen:
             model.predict(batch.tokens_BS, batch.documents_BS)
         tokens = batch.tokens_BS[0].tolist()
+        (start,) = [i for i in range(len(stream) - 24) if stream[i : i + 25] == tokens]
         for layer, experts_NC in enumerate(chosen):
             depth = max(0, layer - (n_layers - 2) + 1)
+            for chosen_C in experts_NC.tolist():
+                reach[layer][len({e // model_config.experts_per_group for e in chosen_C}) - 1] += 1
             assert len(experts_NC) == 24 - depth
             for position, experts in enumerate(experts_NC.tolist()):
                 for a, b in itertools.product(experts, repeat=2):
                     together[layer, a, b] += 1
                 for expert in experts:
                     by_kind[layer, kinds[tokens[position + depth]], expert] += 1
+                    document = stream[: start + position + depth].count(data.tokenizer.eos_id)
+                    by_document[layer, document, expert] += 1
     assert torch.equal(counts.together_LEE, together)
     assert torch.equal(counts.kinds_LKE, by_kind)
     assert torch.equal(counts.counts_LE, by_kind.sum(1).long())
+    met = list(counts.documents)
+    assert len(met) > 1
+    assert torch.equal(counts.documents_LDE[:, : len(met)], by_document[:, met])
+    assert counts.documents_LDE.sum() == by_kind.sum()
+    assert counts.reach_LG.tolist() == reach
+    assert sum(row[0] > 0 for row in reach) < n_layers  # the limit of two groups is used
+
+
+def test_documents_beyond_the_limit_share_a_place_that_is_not_kept(monkeypatch) -> None:
+    monkeypatch.setattr(experts_module, "MOST_DOCUMENTS", 2)
+    counts = RoutingCounts(1, 4, 2, torch.zeros(9, dtype=torch.int64))
+    tokens_BS, documents_BS = torch.zeros(2, 4, dtype=torch.int64), torch.tensor([[5, 5, 7, 7], [3, 5, 8, 8]])
+    counts.add([torch.tensor([[0], [0], [1], [1], [2], [3]])], tokens_BS, documents_BS)
+    places = {document: counts.documents[document] for document in (3, 5, 7, 8)}
+    assert sorted(places.values()) == [0, 1, 2, 2]
+    by_place = counts.documents_LDE[0]
+    assert by_place[places[5]].tolist() == [2, 0, 1, 0]
+    assert by_place.sum() == 6
 
 
 def test_the_newest_evaluation_replaces_the_file_of_the_one_before(make_config, tmp_path):
@@ -103,6 +135,7 @@ def test_the_newest_evaluation_replaces_the_file_of_the_one_before(make_config, 
         facts, together = file.metadata(), file.get_tensor("together_LEE")
     assert facts["step"] == "12"
     assert json.loads(facts["kinds"]) == list(KINDS)
+    assert [Path(name).suffix for name in json.loads(facts["documents"])] == [".txt"]
     counts = torch.tensor(experts_of(tmp_path / "run")[-1]["val_counts"])
     assert torch.equal(together.diagonal(dim1=1, dim2=2), counts.int())
 

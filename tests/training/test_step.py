@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from deepseek_mini.config import Balance, ModelConfig, OptimizerConfig
+from deepseek_mini.config import Balance, ModelConfig, OptimizerConfig, Recompute
 from deepseek_mini.data import Batch
-from deepseek_mini.model.transformer import build_model, recompute_blocks
+from deepseek_mini.model.recompute import recompute
+from deepseek_mini.model.transformer import build_model
 from deepseek_mini.optim.build import build_optimizers
 from deepseek_mini.optim.schedule import StepPlan
 from deepseek_mini.training.guards import NonFinite
@@ -24,10 +25,11 @@ def random_batch(rows: int = 6, length: int = 17) -> Batch:
     return Batch(tokens, starts.long().cumsum(1))
 
 
-def run_step(config: ModelConfig, micro_batch_size: int, recompute: bool = False, plan: StepPlan = PLAN):
+def run_step(
+    config: ModelConfig, micro_batch_size: int, again: Recompute = Recompute.none, plan: StepPlan = PLAN
+):
     model = build_model(config, torch.device("cpu"), seed=1).double()
-    if recompute:
-        recompute_blocks(model)
+    recompute(model, again)
     optimizers = build_optimizers(model, OptimizerConfig())
     result = train_step(model, optimizers, random_batch(), plan, micro_batch_size, 1.0, AUTOCAST)
     return model, result
@@ -63,13 +65,15 @@ def test_a_batch_without_any_mtp_target_gives_no_nan():
     assert torch.isfinite(result.loss)
 
 
-def test_recomputation_changes_neither_gradients_nor_counts():
-    model, result = run_step(small_model_config(depth=2), 3, recompute=True)
+@pytest.mark.parametrize("again", [Recompute.v3, Recompute.full])
+def test_a_step_with_recomputation_gives_the_same_model_to_the_bit(again):
+    model, result = run_step(small_model_config(depth=2), 3, again)
     plain, expected = run_step(small_model_config(depth=2), 3)
     assert torch.equal(result.counts_LE, expected.counts_LE)
     assert int(result.counts_LE[0].sum()) == 6 * 17 * 3
+    assert torch.equal(result.loss, expected.loss)
     for (name, a), (_, b) in zip(model.state_dict().items(), plain.state_dict().items(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12, msg=name)
+        assert torch.equal(a, b), name
 
 
 def test_the_bias_moves_once_per_step_from_the_counts_of_all_micro_batches():

@@ -11,6 +11,8 @@ from torch import Tensor
 
 INSTRUCTION = 32
 """FP8 elements along K that one instruction adds up."""
+MANTISSA_BITS = 23
+"""Of a float32, below the leading one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,12 @@ class HopperAccumulation:
         return self.cut(whole_MN * unit_MN)
 
     def cut(self, x: Tensor) -> Tensor:
-        """What a register keeps of x."""
-        unit = self._unit(x.abs())
-        return self._round(x / unit) * unit
+        """What a register keeps of x (float32): lower bits fall, and downwards a negative number grows."""
+        below = (1 << MANTISSA_BITS - self.fraction_bits) - 1
+        bits = x.view(torch.int32)
+        if self.rounding == "down":
+            bits = bits + (bits >> 31 & below)
+        return (bits & ~below).view(torch.float32)
 
     def _unit(self, magnitude: Tensor) -> Tensor:
         """Worth of the last bit that survives beside numbers of this magnitude."""

@@ -1,8 +1,9 @@
 """FP8 quantisation: activations in 1x128 or 128x1 tiles, weights in 128x128 blocks (V3 section 3.3.2).
 
 Everything returns E4M3 values and float32 dequantisation factors: x ~ q * scale, where
-scale = max(amax, 1e-4) / 448 of the tile, with `scales="pow2"` rounded up to a power of two. Zeros stay
-zeros. A tile with a NaN or an infinity becomes NaN as a whole, values and scale; other tiles do not feel it.
+scale = max(amax, 1e-4) / 448 of the tile, with `scales="pow2"` rounded up to a power of two. Gradients want
+`smallest=SMALLEST_GRADIENT` instead of 1e-4. Zeros stay zeros. A tile with a NaN or an infinity becomes NaN
+as a whole, values and scale; other tiles do not feel it.
 
 Legend: M tokens, K channels, N output width, Y = ceil(K / 128), X = ceil(N / 128), E experts,
 P tokens with every group padded to a multiple of 128, Z = P / 128.
@@ -16,16 +17,16 @@ from types import ModuleType
 from torch import Tensor
 
 from deepseek_mini_kernels.backend import Backend, choose
-from deepseek_mini_kernels.formats import Scales
+from deepseek_mini_kernels.formats import SMALLEST_AMAX, Scales
 from deepseek_mini_kernels.quantize import naive
 
 
 def quantize_activation(
-    x_MK: Tensor, scales: Scales = "fp32", backend: Backend = "auto"
+    x_MK: Tensor, scales: Scales = "fp32", backend: Backend = "auto", smallest: float = SMALLEST_AMAX
 ) -> tuple[Tensor, Tensor]:
     """`(q_MK, scale_MY)` in tiles of 1 token x 128 channels: operands of Fprop and Dgrad."""
     _require_matrix("x_MK", x_MK)
-    return _ops(x_MK, scales, backend).quantize_activation(x_MK, scales)
+    return _ops(x_MK, scales, backend).quantize_activation(x_MK, scales, smallest)
 
 
 def dequantize_activation(q_MK: Tensor, scale_MY: Tensor) -> Tensor:
@@ -34,7 +35,11 @@ def dequantize_activation(q_MK: Tensor, scale_MY: Tensor) -> Tensor:
 
 
 def quantize_columns(
-    x_MK: Tensor, counts_E: Tensor | None = None, scales: Scales = "fp32", backend: Backend = "auto"
+    x_MK: Tensor,
+    counts_E: Tensor | None = None,
+    scales: Scales = "fp32",
+    backend: Backend = "auto",
+    smallest: float = SMALLEST_AMAX,
 ) -> tuple[Tensor, Tensor]:
     """`(q_KP, scale_KZ)` in tiles of 128 tokens x 1 channel, transposed: an operand of Wgrad.
 
@@ -42,15 +47,19 @@ def quantize_columns(
     start anew with each expert. Places between the experts' tokens hold zeros.
     """
     _require_matrix("x_MK", x_MK)
-    return _ops(x_MK, scales, backend).quantize_columns(x_MK, counts_E, scales)
+    return _ops(x_MK, scales, backend).quantize_columns(x_MK, counts_E, scales, smallest)
 
 
 def quantize_rows_and_columns(
-    x_MK: Tensor, counts_E: Tensor | None = None, scales: Scales = "fp32", backend: Backend = "auto"
+    x_MK: Tensor,
+    counts_E: Tensor | None = None,
+    scales: Scales = "fp32",
+    backend: Backend = "auto",
+    smallest: float = SMALLEST_AMAX,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`quantize_activation` and `quantize_columns` in one pass over x: `(q_MK, scale_MY, q_KP, scale_KZ)`."""
     _require_matrix("x_MK", x_MK)
-    return _ops(x_MK, scales, backend).quantize_rows_and_columns(x_MK, counts_E, scales)
+    return _ops(x_MK, scales, backend).quantize_rows_and_columns(x_MK, counts_E, scales, smallest)
 
 
 def requantize_columns(
@@ -59,10 +68,11 @@ def requantize_columns(
     counts_E: Tensor | None = None,
     scales: Scales = "fp32",
     backend: Backend = "auto",
+    smallest: float = SMALLEST_AMAX,
 ) -> tuple[Tensor, Tensor]:
     """`quantize_columns` of a stored activation: dequantised, transposed and quantised again, as V3 does."""
     _require_matrix("q_MK", q_MK)
-    return _ops(q_MK, scales, backend).requantize_columns(q_MK, scale_MY, counts_E, scales)
+    return _ops(q_MK, scales, backend).requantize_columns(q_MK, scale_MY, counts_E, scales, smallest)
 
 
 def quantize_weight(

@@ -15,14 +15,14 @@ from deepseek_mini_kernels.launch import launch
 from deepseek_mini_kernels.quantize.naive import padded_rows
 
 
-def quantize_activation(x_MK: Tensor, scales: Scales) -> tuple[Tensor, Tensor]:
+def quantize_activation(x_MK: Tensor, scales: Scales, smallest: float) -> tuple[Tensor, Tensor]:
     x_MK = x_MK.contiguous()
     m, k = x_MK.shape
     q_MK, scale_YM = torch.empty_like(x_MK, dtype=E4M3), _factors(x_MK, blocks(k), m)
     launch(
         QUANTIZE_ROWS,
         (triton.cdiv(m, QUANTIZE_ROWS.tile["BLOCK_M"]), blocks(k)),
-        {"POW2": scales == "pow2"},
+        {"POW2": scales == "pow2", "SMALLEST": smallest},
         x_ptr=x_MK,
         q_ptr=q_MK,
         scale_ptr=scale_YM,
@@ -32,20 +32,22 @@ def quantize_activation(x_MK: Tensor, scales: Scales) -> tuple[Tensor, Tensor]:
     return q_MK, scale_YM.T
 
 
-def quantize_columns(x_MK: Tensor, counts_E: Tensor | None, scales: Scales) -> tuple[Tensor, Tensor]:
-    return _quantize_tiles(x_MK, None, counts_E, scales, rows=False)[2:]
+def quantize_columns(
+    x_MK: Tensor, counts_E: Tensor | None, scales: Scales, smallest: float
+) -> tuple[Tensor, Tensor]:
+    return _quantize_tiles(x_MK, None, counts_E, scales, smallest, rows=False)[2:]
 
 
 def quantize_rows_and_columns(
-    x_MK: Tensor, counts_E: Tensor | None, scales: Scales
+    x_MK: Tensor, counts_E: Tensor | None, scales: Scales, smallest: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _quantize_tiles(x_MK, None, counts_E, scales, rows=True)
+    return _quantize_tiles(x_MK, None, counts_E, scales, smallest, rows=True)
 
 
 def requantize_columns(
-    q_MK: Tensor, scale_MY: Tensor, counts_E: Tensor | None, scales: Scales
+    q_MK: Tensor, scale_MY: Tensor, counts_E: Tensor | None, scales: Scales, smallest: float
 ) -> tuple[Tensor, Tensor]:
-    return _quantize_tiles(q_MK, scale_MY.T.contiguous(), counts_E, scales, rows=False)[2:]
+    return _quantize_tiles(q_MK, scale_MY.T.contiguous(), counts_E, scales, smallest, rows=False)[2:]
 
 
 def quantize_weight(w_NK: Tensor, scales: Scales) -> tuple[Tensor, Tensor]:
@@ -57,7 +59,7 @@ def quantize_weight_and_transpose(w_NK: Tensor, scales: Scales) -> tuple[Tensor,
     return _quantize_weight(w_NK, scales, transpose=True)
 
 
-def _quantize_tiles(x_MK, stored_scale_YM, counts_E, scales, *, rows):
+def _quantize_tiles(x_MK, stored_scale_YM, counts_E, scales, smallest, *, rows):
     """Tiles of 128 x 128: row-wise too if `rows`; dequantised first if there are stored factors."""
     x_MK = x_MK.contiguous()
     m, k = x_MK.shape
@@ -70,6 +72,7 @@ def _quantize_tiles(x_MK, stored_scale_YM, counts_E, scales, *, rows):
         (p // BLOCK, blocks(k)),
         {
             "POW2": scales == "pow2",
+            "SMALLEST": smallest,
             "GROUPED": counts_E is not None,
             "GROUPS": power_of_two_above(n_groups),
         },
@@ -120,9 +123,9 @@ def magnitude(x):
 
 
 @triton.jit
-def scale_of(amax_bits, POW2: tl.constexpr):
+def scale_of(amax_bits, POW2: tl.constexpr, SMALLEST: tl.constexpr = 1e-4):
     """Dequantisation factors from the bits of the largest magnitudes."""
-    amax = tl.maximum(amax_bits.to(tl.float32, bitcast=True), 1e-4)
+    amax = tl.maximum(amax_bits.to(tl.float32, bitcast=True), SMALLEST)
     scale = tl.div_rn(amax, tl.full(amax.shape, 448.0, tl.float32))
     if POW2:
         bits = (scale.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000
@@ -138,14 +141,15 @@ def cast(x, scale):
 
 @triton.jit
 def quantize_rows_kernel(
-    x_ptr, q_ptr, scale_ptr, M, K, POW2: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr
-):
+    x_ptr, q_ptr, scale_ptr, M, K,
+    POW2: tl.constexpr, SMALLEST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     places = rows.to(tl.int64)[:, None] * K + columns[None, :]
     inside = (rows < M)[:, None] & (columns < K)[None, :]
     x = tl.load(x_ptr + places, mask=inside, other=0.0).to(tl.float32)
-    scale = scale_of(tl.max(magnitude(x), 1), POW2)
+    scale = scale_of(tl.max(magnitude(x), 1), POW2, SMALLEST)
     tl.store(q_ptr + places, cast(x, tl.broadcast_to(scale[:, None], x.shape)), mask=inside)
     tl.store(scale_ptr + tl.program_id(1).to(tl.int64) * M + rows, scale, mask=rows < M)
 
@@ -153,7 +157,7 @@ def quantize_rows_kernel(
 @triton.jit
 def quantize_tiles_kernel(
     x_ptr, x_scale_ptr, counts_ptr, q_ptr, scale_ptr, qt_ptr, scale_t_ptr, M, K, P, E,
-    POW2: tl.constexpr, GROUPED: tl.constexpr, GROUPS: tl.constexpr,
+    POW2: tl.constexpr, SMALLEST: tl.constexpr, GROUPED: tl.constexpr, GROUPS: tl.constexpr,
     ROWS: tl.constexpr, DEQUANTIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A tile of 128 tokens of one group x 128 channels; tiles past the last group write zeros."""
@@ -172,10 +176,10 @@ def quantize_tiles_kernel(
         stored = tl.load(x_scale_ptr + y.to(tl.int64) * M + rows, mask=is_row, other=0.0)
         x = x * stored[:, None]
     if ROWS:
-        scale = scale_of(tl.max(magnitude(x), 1), POW2)
+        scale = scale_of(tl.max(magnitude(x), 1), POW2, SMALLEST)
         tl.store(q_ptr + places, cast(x, tl.broadcast_to(scale[:, None], x.shape)), mask=inside)
         tl.store(scale_ptr + y.to(tl.int64) * M + rows, scale, mask=is_row)
-    scale_t = scale_of(tl.max(magnitude(x), 0), POW2)
+    scale_t = scale_of(tl.max(magnitude(x), 0), POW2, SMALLEST)
     q_t = tl.trans(cast(x, tl.broadcast_to(scale_t[None, :], x.shape)))
     places_t = columns.to(tl.int64)[:, None] * P + (z * BLOCK + in_tile)[None, :]
     tl.store(qt_ptr + places_t, q_t, mask=tl.broadcast_to(is_column[:, None], q_t.shape))
