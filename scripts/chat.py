@@ -6,47 +6,38 @@ type begins a new text; an empty line goes on with the last one.
 
 import argparse
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 from rich.console import Console
 
+from deepseek_mini.ending import exit_code
+from deepseek_mini.inference.options import add_options, read_sampling, read_stop, read_text, speed
+
 HELP = "type the beginning of a text; Enter alone goes on with it; Ctrl-C stops the text; Ctrl-D ends"
 
 
 def main(argv: list[str] | None = None) -> int:
-    from deepseek_mini.inference.options import add_options
-
     summary, _, notes = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(prog="chat.py", description=summary, epilog=notes)
     add_options(parser)
     arguments = parser.parse_args(argv)
-    console = Console()
-    try:
-        Chat(arguments, console).run()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        console.print()
-        return 130
-    return 0
+    return exit_code(lambda: Chat(arguments, Console()).run())
 
 
 class Chat:
     """A model, and the text that is being written."""
 
     def __init__(self, arguments: argparse.Namespace, console: Console) -> None:
+        from deepseek_mini.cost.flops import total_params
         from deepseek_mini.inference.load import load_run
-        from deepseek_mini.inference.options import read_sampling, read_stop
 
         self.arguments, self.console = arguments, console
         self.sampling = read_sampling(arguments)
         self.model, self.tokenizer = load_run(arguments.run)
         self.stop = read_stop(arguments.stop, self.tokenizer)
         self.ids: list[int] = []
-        parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
+        parameters = total_params(self.model.config) / 1e6
         self.note(f"{arguments.run}: {parameters:,.1f}M parameters; a base model, which only continues text")
         self.note(HELP)
 
@@ -54,6 +45,7 @@ class Chat:
         """Line after line, until they end."""
         for turn, line in enumerate(self.lines()):
             if line:
+                line = read_text("text", line)
                 self.ids = self.tokenizer.encode(line)
             if not self.ids:
                 self.note(HELP)
@@ -87,8 +79,11 @@ class Chat:
         from deepseek_mini.inference.generate import Generation
         from deepseek_mini.inference.text import TextStream
 
-        room = self.model.config.max_seq_len - self.arguments.max_new_tokens
-        self.ids = self.ids[-max(room, 1) :]
+        longest = self.model.config.max_seq_len
+        room = max(longest - self.arguments.max_new_tokens, longest // 2)
+        if len(self.ids) > room:
+            self.note(f"the text is {len(self.ids)} tokens long: it goes on from the last {room}")
+        self.ids = self.ids[-room:]
         generation = Generation(
             self.model,
             [self.ids],
@@ -97,16 +92,14 @@ class Chat:
             self.stop,
             self.arguments.speculative,
         )
-        stream, begin, start = TextStream(self.tokenizer), time.perf_counter(), len(self.ids)
+        stream, start = TextStream(self.tokenizer), len(self.ids)
         self.write(shown, "bold")
         for (tokens,) in generation:
             self.ids = self.ids + tokens
             self.write(stream.feed(tokens))
         self.write(stream.flush())
-        n_new = len(self.ids) - start
-        speed = f"{n_new} tokens, {n_new / (time.perf_counter() - begin):.1f} tokens/s"
-        accepted = generation.acceptance_rate
-        self.note(f"\n{speed}" + ("" if accepted is None else f", {accepted:.0%} of drafts accepted"))
+        said = speed(len(self.ids) - start, generation.tokens_per_second, generation.acceptance_rate)
+        self.note(f"\n{said}")
 
     def write(self, text: str, style: str | None = None) -> None:
         self.console.out(text, style=style, highlight=False, end="")

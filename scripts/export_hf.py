@@ -8,6 +8,8 @@ import re
 import sys
 from pathlib import Path
 
+from deepseek_mini.ending import exit_code
+
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -23,26 +25,23 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--max-shard-size", default="5GB", help="bytes per file of weights, such as 500MB")
     arguments = parser.parse_args(argv)
-    try:
-        written = export(arguments)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{arguments.out}: {written}")
-    return 0
+    return exit_code(lambda: export(arguments))
 
 
-def export(arguments: argparse.Namespace) -> str:
-    """Write OUT; returns what was written. Raises ValueError for what the user can mend."""
+def export(arguments: argparse.Namespace) -> None:
+    """Write OUT and say so. Raises ValueError for what the user can mend."""
     max_bytes = shard_bytes(arguments.max_shard_size)
 
     import torch
 
+    from deepseek_mini.interop.card import FP8_READERS
     from deepseek_mini.interop.export import Encoding, export_run
 
     dtype = arguments.dtype or ("bfloat16" if arguments.fp8 else "float32")
     encoding = Encoding(getattr(torch, dtype), arguments.fp8)
-    return export_run(arguments.run, arguments.out, encoding, max_bytes)
+    print(f"{arguments.out}: {export_run(arguments.run, arguments.out, encoding, max_bytes)}")
+    if arguments.fp8:
+        print(f"note: {FP8_READERS}")
 
 
 def shard_bytes(text: str) -> int:

@@ -9,21 +9,21 @@ import argparse
 import sys
 from pathlib import Path
 
+from deepseek_mini.ending import exit_code
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", metavar="in", type=Path, help="directory with config.json and safetensors")
     parser.add_argument("out", type=Path, help="directory to make; there must be nothing yet")
     arguments = parser.parse_args(argv)
-    try:
-        from deepseek_mini.interop.load import import_release
+    return exit_code(lambda: convert(arguments.source, arguments.out))
 
-        imported = import_release(arguments.source, arguments.out)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{arguments.out}: {imported}")
-    return 0
+
+def convert(source: Path, out: Path) -> None:
+    from deepseek_mini.interop.load import import_release
+
+    print(f"{out}: {import_release(source, out)}")
 
 
 if __name__ == "__main__":

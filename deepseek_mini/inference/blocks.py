@@ -4,6 +4,7 @@ Legend: B rows, T new tokens, S cached tokens with the new ones, D model width, 
 N = B * T, K experts per token, A = N * K assignments in expert order.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -28,6 +29,8 @@ VISITING = 16
 """Up to so many tokens in all visit their experts one by one."""
 CHUNK = 256
 """Tokens of a long prompt that run at a time."""
+STRIDE = 256
+"""Cached tokens by which the shapes of decoding grow on a GPU."""
 
 
 class New(NamedTuple):
@@ -79,20 +82,30 @@ class CachedBlocks:
 
     def _place(self, length: int) -> New:
         """Where the next `length` tokens of each row stand."""
-        lengths, device = self.cache.lengths, self._cos_CP.device
-        starts_B1 = torch.tensor(lengths, device=device).unsqueeze(1)
-        positions_BT = starts_B1 + torch.arange(length, device=device)
-        rows_B1 = torch.arange(len(lengths), device=device).unsqueeze(1)
-        slots_N = (rows_B1 * self.cache.capacity + positions_BT).flatten()
-        cached_S = torch.arange(max(lengths) + length, device=device)
+        cache, device = self.cache, self._cos_CP.device
+        positions_BT = cache.lengths_B.unsqueeze(1) + torch.arange(length, device=device)
+        rows_B1 = torch.arange(len(cache.lengths), device=device).unsqueeze(1)
+        slots_N = (rows_B1 * cache.capacity + positions_BT).flatten()
+        cached_S = torch.arange(self._attended(max(cache.lengths) + length), device=device)
         future_BTS = cached_S > positions_BT.unsqueeze(-1)
         return New(self._cos_CP[positions_BT], self._sin_CP[positions_BT], slots_N, future_BTS)
 
+    def _attended(self, length: int) -> int:
+        """How much of the cache is read. On a GPU this grows in strides, so that a captured graph lasts."""
+        if self._cos_CP.device.type == "cpu":
+            return length
+        return min(math.ceil(length / STRIDE) * STRIDE, self.cache.capacity)
+
 
 def feed_forward(ffn: DenseFfn | MoE, x_BTD: Tensor) -> Tensor:
-    """The layer's output. Few tokens on a CPU run without its balance statistics and its sorting."""
+    """The layer's output. Few tokens on a CPU run without its balance statistics and its sorting.
+
+    Experts with an arithmetic of their own are left to it.
+    """
     x_ND = x_BTD.flatten(0, 1)
-    if not isinstance(ffn, MoE) or len(x_ND) > VISITING or x_ND.device.type != "cpu":
+    if not isinstance(ffn, MoE) or type(ffn.experts) is not RoutedExperts:
+        return ffn(x_BTD)[0]
+    if len(x_ND) > VISITING or x_ND.device.type != "cpu":
         return ffn(x_BTD)[0]
     y_BTD = visit_experts(ffn.experts, x_ND, ffn.gate(x_ND)).view_as(x_BTD)
     return y_BTD if ffn.shared_experts is None else y_BTD + ffn.shared_experts(x_BTD)

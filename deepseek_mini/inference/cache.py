@@ -4,6 +4,7 @@ Legend: B rows, C capacity in tokens, W numbers kept of a token in a layer.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ class Cache:
         widths = [sum(layer.kept_split) for layer in layers]
         self.buffers = [torch.zeros(n_rows, capacity, w, dtype=dtype, device=device) for w in widths]
         self.lengths = [0] * n_rows
+        self.lengths_B = torch.zeros(n_rows, dtype=torch.int64, device=device)
+        """The same on the device, always at the same address."""
 
     @property
     def capacity(self) -> int:
@@ -52,9 +55,17 @@ class Cache:
     def rewind(self, counts: Sequence[int]) -> None:
         """Forget each row's last tokens."""
         self.lengths = [length - count for length, count in zip(self.lengths, counts, strict=True)]
+        self.lengths_B -= upload(counts, self.lengths_B.device)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""
-        chosen = torch.tensor(rows, device=self.buffers[0].device)
+        chosen = upload(rows, self.lengths_B.device)
         self.buffers = [buffer.index_select(0, chosen) for buffer in self.buffers]
         self.lengths = [self.lengths[row] for row in rows]
+        self.lengths_B = self.lengths_B.index_select(0, chosen)
+
+
+def upload(numbers: Sequence[Any], device: torch.device) -> Tensor:
+    """Whole numbers on `device`, which is not waited for."""
+    tensor = torch.tensor(numbers)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

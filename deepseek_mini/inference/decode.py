@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from deepseek_mini.inference.blocks import CachedBlocks
+from deepseek_mini.inference.cache import upload
 from deepseek_mini.inference.sampling import Sampling, draw, probabilities, row_generators
 from deepseek_mini.model.transformer import Transformer
 
@@ -43,7 +44,7 @@ class Decoder:
         """Embeddings `[B, T, D]`, padded on the right."""
         length = max(map(len, rows))
         padded = [[*row, *[0] * (length - len(row))] for row in rows]
-        return self.model.embed(torch.tensor(padded, device=self.model.head.weight.device))
+        return self.model.embed(upload(padded, self.model.head.weight.device))
 
     def distribution(self, normed: Tensor) -> Tensor:
         """What to draw the next token from after normed hidden states `[..., D]`: `[..., V]`, on the CPU."""
@@ -58,4 +59,4 @@ class Decoder:
 def pick(x_BTD: Tensor, places: Sequence[int]) -> Tensor:
     """Row i's vector at places[i]: `[B, D]`."""
     rows = torch.arange(len(places), device=x_BTD.device)
-    return x_BTD[rows, torch.tensor(places, device=x_BTD.device)]
+    return x_BTD[rows, upload(places, x_BTD.device)]

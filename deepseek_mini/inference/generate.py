@@ -1,5 +1,6 @@
 """Text from a model: many prompts at once, on a cache, drawn or greedy, plain or speculative."""
 
+import time
 from collections.abc import Collection, Iterator, Sequence
 
 import torch
@@ -18,7 +19,7 @@ class Generation:
     its own.
 
     Raises ValueError for an empty prompt, one that leaves no room within `max_seq_len`, a token that the
-    model lacks, or speculation without MTP.
+    model lacks, speculation without MTP, or, while it is iterated, logits that are not finite.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Generation:
         capacity = max(len(prompt) + room for prompt, room in zip(prompts, self.room, strict=True))
         kind = SpeculativeDecoder if speculative else Decoder
         self.decoder = kind(model, len(prompts), capacity, sampling)
+        self._decoded, self._seconds = 0, 0.0
 
     @torch.inference_mode()
     def __iter__(self) -> Iterator[list[list[int]]]:
@@ -48,6 +50,8 @@ class Generation:
             new: list[list[int]] = [[] for _ in self.prompts]
             for row, tokens in zip(rows, found, strict=True):
                 new[row] = self._take(row, tokens)
+            if self._seconds:
+                self._decoded += sum(map(len, new))
             yield new
             still = [place for place, row in enumerate(rows) if self.room[row]]
             if not still:
@@ -55,7 +59,9 @@ class Generation:
             if len(still) < len(rows):
                 self.decoder.keep_rows(still)
                 rows = [rows[place] for place in still]
+            begin = time.perf_counter()
             found = self.decoder.advance()
+            self._seconds += time.perf_counter() - begin
 
     def _take(self, row: int, tokens: list[int]) -> list[int]:
         """As many of the tokens as belong to the row."""
@@ -66,6 +72,11 @@ class Generation:
             self.room[row] = 0
             return tokens[: ends[0]]
         return tokens
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of all rows, without the reading of the prompts; None before the second pass."""
+        return self._decoded / self._seconds if self._seconds else None
 
     @property
     def acceptance_rate(self) -> float | None:

@@ -1,10 +1,14 @@
 """The command line of the scripts that make text."""
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from deepseek_mini.data import Tokenizer
-from deepseek_mini.inference.sampling import Sampling
+if TYPE_CHECKING:  # --help comes without waiting for torch
+    from deepseek_mini.data import Tokenizer
+    from deepseek_mini.inference.sampling import Sampling
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,14 +29,34 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def read_sampling(arguments: argparse.Namespace) -> Sampling:
     """Raises ValueError naming the option that is out of range."""
+    from deepseek_mini.inference.sampling import Sampling
+
     return Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
+
+
+def speed(n_tokens: int, tokens_per_second: float | None, acceptance_rate: float | None) -> str:
+    """What is said of a text that was made."""
+    said = ["1 token" if n_tokens == 1 else f"{n_tokens} tokens"]
+    if tokens_per_second is not None:
+        said.append(f"{tokens_per_second:.1f} tokens/s")
+    if acceptance_rate is not None:
+        said.append(f"{acceptance_rate:.0%} of drafts accepted")
+    return ", ".join(said)
+
+
+def read_text(name: str, text: str) -> str:
+    """Text of the user's as UTF-8, whatever the locale. Raises ValueError naming it if it is none."""
+    try:
+        return text.encode(errors="surrogateescape").decode()
+    except UnicodeError as error:
+        raise ValueError(f"{name} {text!r}: not UTF-8") from error
 
 
 def read_stop(texts: list[str], tokenizer: Tokenizer) -> set[int]:
     """The end of a document, and what --stop names. Raises ValueError for a text that is not one token."""
     stop = {tokenizer.eos_id}
     for text in texts:
-        text = text.replace("\\n", "\n").replace("\\t", "\t")
+        text = read_text("stop", text).replace("\\n", "\n").replace("\\t", "\t")
         ids = tokenizer.encode(text)
         if len(ids) != 1:
             parts = ", ".join(repr(tokenizer.decode([i])) for i in ids) or "nothing"

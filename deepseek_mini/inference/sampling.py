@@ -33,11 +33,16 @@ class Sampling:
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """What to draw from: float64 `[..., V]`. Temperature 0 puts everything on the likeliest token."""
+    """What to draw from: float64 `[..., V]`. Temperature 0 puts everything on the likeliest token.
+
+    Raises ValueError for logits that are not finite.
+    """
+    if not logits.isfinite().all():
+        raise ValueError("the model's logits are not finite: its weights are damaged, or it diverged")
     logits = logits.double()
     if sampling.temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    logits = logits / sampling.temperature
+    logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # however small that is
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         least = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

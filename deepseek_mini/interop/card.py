@@ -41,7 +41,10 @@ tokenizer = AutoTokenizer.from_pretrained(path)
 {model}
 ```
 """
-FP8 = ", quantised to E4M3 in blocks of 128 x 128"
+FP8_READERS = """\
+transformers needs accelerate to read FP8; without a GPU it also mistakes or refuses the scales of matrices
+that end in a part of a block (as of 5.23), of which most models have some. import_hf.py reads them all"""
+FP8 = f", quantised to E4M3 in blocks of 128 x 128.\n\n{FP8_READERS}"
 MTP = """
 The layers from `model.layers.{first}` on are multi-token prediction modules, as in DeepSeek's release;
 transformers leaves them out, and says so.
@@ -87,10 +90,10 @@ def _training(run_dir: Path, config: Config) -> dict[str, Any]:
     }
     if summary is not None:
         figures |= {
-            "validation loss": _number(summary["final_val_loss"]),
-            "best validation bits per byte": _number(summary["best_val_bpb"]),
-            "device-hours": _number(summary["device_hours"]),
-            "ended": summary["exit_reason"],
+            "validation loss": _number(summary.get("final_val_loss")),
+            "best validation bits per byte": _number(summary.get("best_val_bpb")),
+            "device-hours": _number(summary.get("device_hours")),
+            "ended": summary.get("exit_reason"),
         }
     return figures
 

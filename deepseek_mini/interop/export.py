@@ -22,10 +22,9 @@ from torch import Tensor
 
 from deepseek_mini import run_files
 from deepseek_mini.config import Balance, ModelConfig
-from deepseek_mini.data import load_tokenizer
 from deepseek_mini.data.tokenizer import Tokenizer
 from deepseek_mini.interop.card import model_card
-from deepseek_mini.interop.files import whole_directory, write_object
+from deepseek_mini.interop.files import fitting_tokenizer, whole_directory, write_object
 from deepseek_mini.interop.hf_config import to_release
 from deepseek_mini.interop.names import GATE_BIAS, Place, own_places, release_places
 from deepseek_mini.interop.shards import INDEX, SCALE_SUFFIX, SINGLE, check_fit, read_headers
@@ -88,7 +87,7 @@ def export_run(run_dir: Path, out: Path, encoding: Encoding, max_shard_bytes: in
     own = build_on_meta(config).state_dict()
     check_fit(read_headers([path]), own_places(own), own, path)
     tokenizer_path = run_dir / run_files.TOKENIZER
-    tokenizer = load_tokenizer(tokenizer_path) if tokenizer_path.exists() else None
+    tokenizer = fitting_tokenizer(tokenizer_path, run_dir / run_files.CONFIG, config.vocab_size)
 
     with whole_directory(out) as partial:
         n_files, size = _write_shards(path, config, encoding, max_shard_bytes, partial)
@@ -100,8 +99,10 @@ def export_run(run_dir: Path, out: Path, encoding: Encoding, max_shard_bytes: in
             shutil.copyfile(tokenizer_path, partial / run_files.TOKENIZER)
             settings = tokenizer_settings(tokenizer, config.max_seq_len)
             write_object(partial / "tokenizer_config.json", settings)
-        (partial / "README.md").write_text(model_card(run_dir, run_config, checkpoint.name, encoding.fp8))
-    return f"{size / 1e6:,.1f} MB of weights in {n_files} files" + ("" if tokenizer else ", no tokenizer")
+        card = model_card(run_dir, run_config, checkpoint.name, encoding.fp8)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+    files = f"{n_files} file" + ("" if n_files == 1 else "s")
+    return f"{size / 1e6:,.1f} MB of weights in {files}" + ("" if tokenizer else ", no tokenizer")
 
 
 def tokenizer_settings(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, Any]:
@@ -134,8 +135,8 @@ def _write_shards(
         tensors: dict[str, Tensor] = {}
         with open_tensors(path, other_way(path.parent)) as file:
             for name, tensor in _read(file, {name: places[name] for name in names}, shapes):
-                if encoding.fp8 and not tensor.isfinite().all():
-                    raise ValueError(f"{path}: tensor {name} is not finite, which FP8 cannot express")
+                if not tensor.isfinite().all():
+                    raise ValueError(f"{path}: tensor {name} is not finite: the run has diverged")
                 tensors |= encoding.encode(name, tensor)
         save_file(tensors, out / shard, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, shard)

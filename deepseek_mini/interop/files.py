@@ -1,4 +1,4 @@
-"""Files on either side of the border: JSON that may be anything, and directories written as a whole."""
+"""Files on either side of the border: JSON that may be anything, tokenizers, and directories made whole."""
 
 import json
 import os
@@ -9,6 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+
+from deepseek_mini.data import load_tokenizer
+from deepseek_mini.data.tokenizer import Tokenizer
+
+
+def shown(value: Any) -> str:
+    """Whatever a file says, short and without control characters, for an error's message."""
+    return f"{value!r:.80}"
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -28,6 +36,16 @@ def write_object(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def fitting_tokenizer(path: Path, config_path: Path, vocab_size: int) -> Tokenizer | None:
+    """The tokenizer of a model, if it has one. Raises ValueError if it is not one for `vocab_size` ids."""
+    if not path.exists():
+        return None
+    tokenizer = load_tokenizer(path)
+    if tokenizer.size > vocab_size:
+        raise ValueError(f"{path}: has {tokenizer.size} ids, and {config_path} vocab_size={vocab_size} only")
+    return tokenizer
+
+
 @contextmanager
 def whole_directory(out: Path) -> Iterator[Path]:
     """A directory to write into, which becomes `out` at the end; after any error nothing is left of it.
@@ -41,6 +59,8 @@ def whole_directory(out: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
+        for file in partial.rglob("*.safetensors"):  # which the library writes for the owner's eyes only
+            file.chmod(partial.stat().st_mode & 0o666)
         os.replace(partial, out)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{out}: cannot be written ({error})") from error

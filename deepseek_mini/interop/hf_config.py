@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from deepseek_mini.config import Attention, GroupScore, ModelConfig, MtpConfig, ScoreFunction
-from deepseek_mini.interop.files import read_object
+from deepseek_mini.interop.files import read_object, shown
 from deepseek_mini.model.norm import EPSILON
 from deepseek_mini.model.rope import uses_yarn
 
@@ -102,8 +102,10 @@ def from_release(path: Path) -> ModelConfig:
     """
     content = read_object(path)
     architectures = content.get("architectures") or [content.get("model_type")]
-    if ARCHITECTURE not in architectures and architectures != [MODEL_TYPE]:
-        raise ValueError(f"{path}: architecture {architectures} is not supported, only {ARCHITECTURE} is")
+    if architectures not in ([ARCHITECTURE], [MODEL_TYPE]):
+        raise ValueError(
+            f"{path}: architecture {shown(architectures)} is not supported, only {ARCHITECTURE} is"
+        )
     heads = content.get("num_attention_heads")
     _require_fixed(path, content, FIXED | {"num_key_value_heads": heads})
     _require_known_quantization(path, content.get("quantization_config"))
@@ -122,15 +124,17 @@ def from_release(path: Path) -> ModelConfig:
 
 def _rope(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Our RoPE keys from either form: rope_theta and rope_scaling, or transformers' rope_parameters."""
-    rope = {"rope_theta": content.get("rope_theta")}
-    rope |= content.get("rope_parameters") or content.get("rope_scaling") or {}
+    given = content.get("rope_parameters") or content.get("rope_scaling") or {}
+    if not isinstance(given, dict):
+        raise ValueError(f"{path}: rope_scaling={shown(given)} is not an object")
+    rope = {"rope_theta": content.get("rope_theta")} | given
     kind = rope.get("rope_type", rope.get("type", "default"))
     max_seq_len = _integer(path, content, "max_position_embeddings")
     theta = _number(path, rope, "rope_theta")
     if kind == "default":
         return {"rope_theta": theta, "original_seq_len": max(max_seq_len, ModelConfig().original_seq_len)}
     if kind != "yarn":
-        raise ValueError(f"{path}: rope type {kind!r} is not supported, only default and yarn are")
+        raise ValueError(f"{path}: rope type {shown(kind)} is not supported, only default and yarn are")
     _require_fixed(path, rope, YARN_FIXED)
     original = _integer(path, rope, "original_max_position_embeddings")
     if original >= max_seq_len:
@@ -155,7 +159,7 @@ def _require_known_quantization(path: Path, quantization: dict[str, Any] | None)
         return
     wanted = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
     if not isinstance(quantization, dict):
-        raise ValueError(f"{path}: quantization_config={quantization!r} is not an object")
+        raise ValueError(f"{path}: quantization_config={shown(quantization)} is not an object")
     _require_fixed(path, quantization, wanted)
 
 
@@ -163,7 +167,7 @@ def _require_fixed(path: Path, content: dict[str, Any], wanted: dict[str, Any]) 
     for key, value in wanted.items():
         if content.get(key, value) != value:
             raise ValueError(
-                f"{path}: {key}={content[key]!r} is not supported; this framework's models have {value!r}"
+                f"{path}: {key}={shown(content[key])} is not supported; models here have {value!r}"
             )
 
 
@@ -177,5 +181,5 @@ def _integer(path: Path, content: dict[str, Any], key: str) -> int:
 def _number(path: Path, content: dict[str, Any], key: str) -> float:
     value = content.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST_NUMBER:
-        raise ValueError(f"{path}: {key} must be a number, got {value!r:.40}")
+        raise ValueError(f"{path}: {key} must be a number, got {shown(value)}")
     return float(value)

@@ -1,5 +1,6 @@
 """Weights from elsewhere: a release made into a run directory, and the start of a run from such weights."""
 
+import math
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
@@ -10,10 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deepseek_mini import run_files
-from deepseek_mini.config import Config, DataConfig, ModelConfig
+from deepseek_mini.config import Attention, Config, DataConfig, ModelConfig
+from deepseek_mini.cost.flops import mtp_params, total_params
 from deepseek_mini.data import load_tokenizer
 from deepseek_mini.data.tokenizer import Tokenizer
-from deepseek_mini.interop.files import whole_directory
+from deepseek_mini.interop.files import fitting_tokenizer, whole_directory
 from deepseek_mini.interop.hf_config import from_release
 from deepseek_mini.interop.names import Place, has_layer, own_places, release_places
 from deepseek_mini.interop.shards import SINGLE, Header, check_fit, fill, read_headers, release_headers
@@ -23,6 +25,7 @@ HF_CONFIG = "config.json"
 FIRST_CHECKPOINT = f"{run_files.CHECKPOINT_PREFIX}{0:08d}"
 NOT_COMPARED = ("init_from", "init_std", "moe", "mtp", "n_kv_heads")
 """Keys that say nothing of what the weights compute, or whose shapes do."""
+FAR_TOO_LARGE = 10
 
 
 def import_release(source: Path, out: Path) -> str:
@@ -37,11 +40,11 @@ def import_release(source: Path, out: Path) -> str:
     headers = release_headers(source)
     if not has_layer(headers, config.n_layers):
         config = replace(config, mtp=replace(config.mtp, depth=0))
-    _refuse_boasting(source, config, len(headers))
+    _refuse_boasting(source, config, headers)
     shapes = build_on_meta(config).state_dict()
     places = release_places(shapes, config.n_layers)
     check_fit(headers, places, shapes, source)
-    tokenizer = _fitting_tokenizer(source / run_files.TOKENIZER, config.vocab_size)
+    tokenizer = fitting_tokenizer(source / run_files.TOKENIZER, source / HF_CONFIG, config.vocab_size)
     with whole_directory(out) as partial:
         tensors = {name: torch.empty(shape.shape, dtype=torch.float32) for name, shape in shapes.items()}
         fill(headers, places, tensors)
@@ -53,14 +56,17 @@ def import_release(source: Path, out: Path) -> str:
     return f"{parameters:,} parameters, MTP depth {config.mtp.depth}{missing}"
 
 
-def _refuse_boasting(source: Path, config: ModelConfig, n_tensors: int) -> None:
-    """Refuse a config.json with more layers and experts than tensors, before such a model is built."""
-    n_layers = config.n_layers + config.mtp.depth
-    n_experts = (n_layers - config.n_dense_layers) * config.n_routed_experts
-    if n_layers + n_experts > n_tensors:
+def _refuse_boasting(source: Path, config: ModelConfig, headers: dict[str, Header]) -> None:
+    """Refuse a config.json that tells of far more than the files hold, before such a model is built.
+
+    What is a little too large gets built, without memory, and its first tensor that does not fit is named.
+    """
+    told = total_params(config) + mtp_params(config)
+    held = sum(math.prod(header.shape) for header in headers.values())
+    if told > FAR_TOO_LARGE * held:
         raise ValueError(
-            f"{source / HF_CONFIG}: tells of {n_layers} layers with {n_experts} experts in all, but "
-            f"{n_tensors} tensors are there"
+            f"{source / HF_CONFIG}: tells of {config.n_layers} layers and {told:,} parameters, but the files "
+            f"hold {held:,} numbers"
         )
 
 
@@ -79,18 +85,6 @@ def _run_config(model: ModelConfig, out: Path | None) -> Config:
     if out is not None:
         data = replace(data, tokenizer=str(out.absolute() / run_files.TOKENIZER))
     return Config(model=model, data=data)
-
-
-def _fitting_tokenizer(path: Path, vocab_size: int) -> Tokenizer | None:
-    """The tokenizer of a release, if it has one. Raises ValueError if it is not one for this model."""
-    if not path.exists():
-        return None
-    tokenizer = load_tokenizer(path)
-    if tokenizer.size > vocab_size:
-        raise ValueError(
-            f"{path}: has {tokenizer.size} ids, and {path.parent / HF_CONFIG} vocab_size={vocab_size} only"
-        )
-    return tokenizer
 
 
 class Source(NamedTuple):
@@ -115,7 +109,7 @@ def load_initial_weights(model: Transformer, tokenizer: Tokenizer) -> str:
     """
     assert model.config.init_from is not None
     tensors = model.state_dict()
-    source = _find_source(Path(model.config.init_from).expanduser(), tensors, model.config.n_layers)
+    source = _find_source(Path(model.config.init_from).expanduser(), tensors, model.config)
     check_fit(source.headers, source.places, tensors, source.path)
     said = [f"{len(source.headers)} tensors from {source.path}"]
     if not source.tokenizer.exists():
@@ -131,11 +125,16 @@ def load_initial_weights(model: Transformer, tokenizer: Tokenizer) -> str:
     return "; ".join(said)
 
 
-def _find_source(path: Path, tensors: dict[str, Tensor], n_layers: int) -> Source:
+def _find_source(path: Path, tensors: dict[str, Tensor], model: ModelConfig) -> Source:
     """What is at `path`: a release, a run, or a checkpoint of a run."""
     if (path / HF_CONFIG).exists():
+        if model.attention is not Attention.mla:
+            raise ValueError(
+                f"model.attention={model.attention}: the weights at model.init_from={path} are those of "
+                "latent attention; set model.attention=mla"
+            )
         config, headers = from_release(path / HF_CONFIG), release_headers(path)
-        places = release_places(tensors, n_layers)
+        places = release_places(tensors, model.n_layers)
         return Source(path, headers, places, config, path / run_files.TOKENIZER)
     newest = run_files.latest_checkpoint(path / run_files.CHECKPOINTS) or run_files.latest_checkpoint(path)
     file = (newest or path) / SINGLE
@@ -144,7 +143,7 @@ def _find_source(path: Path, tensors: dict[str, Tensor], n_layers: int) -> Sourc
             f"model.init_from={path}: no weights are there; give a run, one of its checkpoints/step_*, or a "
             f"directory with {HF_CONFIG} and safetensors files"
         )
-    run_dir = file.parents[2]
+    run_dir = file.absolute().parents[2]
     config = run_files.read_config(run_dir).model if (run_dir / run_files.CONFIG).exists() else None
     return Source(file, read_headers([file]), own_places(tensors), config, run_dir / run_files.TOKENIZER)
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from deepseek_mini.interop.files import read_object
+from deepseek_mini.interop.files import read_object, shown
 from deepseek_mini.interop.names import Place
 from deepseek_mini.precision.blocks import dequantize_weight, scale_shape
 from deepseek_mini.tensor_files import open_tensors
@@ -24,6 +24,7 @@ FP8 = "F8_E4M3"
 FLOATS = ("F32", "BF16", "F16", "F64", FP8)
 SCALES = ("F32", "F8_E8M0")
 SCALE_SUFFIX = "_scale_inv"
+LONGEST_NAME = 200
 ADVICE = "fetch or export it again"
 
 
@@ -64,9 +65,10 @@ def _indexed_files(index: Path) -> dict[str, Path]:
     if not isinstance(names, dict):
         raise ValueError(f"{index}: has no weight_map")
     for tensor, file in names.items():
+        _check_name(index, tensor)
         if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
             raise ValueError(
-                f"{index}: tensor {tensor} is said to be in {file!r}, which is not the plain name of a "
+                f"{index}: tensor {tensor} is said to be in {shown(file)}, which is not the plain name of a "
                 "safetensors file"
             )
     return {tensor: index.parent / file for tensor, file in names.items()}
@@ -78,11 +80,18 @@ def read_headers(files: Iterable[Path]) -> dict[str, Header]:
     for path in files:
         with open_tensors(path, ADVICE) as file:
             for name in file.keys():  # noqa: SIM118
+                _check_name(path, name)
                 if name in headers:
                     raise ValueError(f"{path}: tensor {name} is in {headers[name].file.name} as well")
                 entry = file.get_slice(name)
                 headers[name] = Header(path, entry.get_shape(), entry.get_dtype())
     return headers
+
+
+def _check_name(path: Path, name: str) -> None:
+    """Raise ValueError for a name that would not fit on a line of an error's message."""
+    if len(name) > LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"{path}: {shown(name)} is no name of a tensor")
 
 
 def check_fit(
@@ -123,7 +132,8 @@ def _check_header(name: str, header: Header, shape: list[int], dtypes: tuple[str
 def fill(headers: Mapping[str, Header], places: Mapping[str, Place], tensors: Mapping[str, Tensor]) -> None:
     """Copy the files' tensors to their places, FP8 blocks as float32; after `check_fit`.
 
-    Raises ValueError naming file and tensor if an MTP layer's copy is not the same as the original.
+    Raises ValueError naming file and tensor if an MTP layer's copy is not the same as the original, or if
+    numbers are not finite.
     """
     filled: set[str] = set()
     weights = sorted((header.file, name) for name, header in headers.items() if name in places)
@@ -140,6 +150,8 @@ def fill(headers: Mapping[str, Header], places: Mapping[str, Place], tensors: Ma
                         )
                     continue
                 target.copy_(weight)
+                if not target.isfinite().all():
+                    raise ValueError(f"{path}: tensor {name} is not finite; {ADVICE}")
                 filled.add(place.parameter)
 
 

@@ -14,13 +14,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.memory import peak_of
 from benchmarks.result import Result, compared
 from deepseek_mini.compose import ConfigError
 from deepseek_mini.config import Config, ModelConfig, MtpConfig
@@ -170,20 +170,6 @@ def measure_peer(peer: Any, prompts_BT: torch.Tensor) -> tuple[int, int]:
     token_B1 = prompts_BT[:, :1]
     peer(token_B1, past_key_values=cache, use_cache=True)
     return held, held + peak_of(lambda: peer(token_B1, past_key_values=cache, use_cache=True))
-
-
-def peak_of(work: Callable[[], object]) -> int:
-    """Bytes that `work` allocates at most beyond what there was."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    recorded: Any = profiler.profiler
-    changes = [event.nbytes() for event in recorded.kineto_results.events() if event.name() == "[memory]"]
-    return max(accumulate(changes), default=0)
 
 
 def random_prompts(model: Transformer, size: int) -> torch.Tensor:

@@ -75,6 +75,18 @@ def test_streaming_gives_each_pass_its_tokens(model):
     assert streamed == generate(model, PROMPTS, 5, GREEDY)
 
 
+def test_speed_is_that_of_decoding_without_the_prompts(model, monkeypatch):
+    seconds = iter(range(100))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(seconds)))
+    generation = Generation(model, PROMPTS, 5, GREEDY)
+    passes = iter(generation)
+    next(passes)
+    assert generation.tokens_per_second is None
+    for new in passes:
+        assert [len(tokens) for tokens in new] == [1, 1, 1]
+        assert generation.tokens_per_second == 3.0
+
+
 @pytest.mark.parametrize("speculative", [False, True])
 def test_a_row_ends_at_the_longest_sequence_of_the_model(speculative):
     config = small_model_config()

@@ -29,6 +29,19 @@ def test_temperature_zero_puts_everything_on_the_likeliest_token():
     assert torch.equal(probs.sum(-1), torch.ones(40, dtype=torch.float64))
 
 
+def test_the_smallest_temperature_is_the_likeliest_token():
+    assert torch.equal(probabilities(LOGITS, Sampling(5e-324)), probabilities(LOGITS, Sampling(0)))
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_are_refused(temperature, value):
+    logits = LOGITS.clone()
+    logits[3, 5] = value
+    with pytest.raises(ValueError, match="logits are not finite"):
+        probabilities(logits, Sampling(temperature))
+
+
 def test_drawn_frequencies_follow_the_weights_whatever_their_sum():
     weights = torch.tensor([0.0, 3.0, 1.0, 0.0, 4.0, 0.0], dtype=torch.float64)
     (random,) = row_generators(0, 1)

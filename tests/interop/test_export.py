@@ -221,14 +221,31 @@ def test_a_model_that_the_layout_cannot_express_is_refused_by_key(changes, key, 
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_numbers_that_are_not_finite_are_refused_in_fp8_by_name_and_leave_nothing(tmp_path):
+@pytest.mark.parametrize("kind", ENCODINGS)
+def test_numbers_that_are_not_finite_are_refused_by_name_and_leave_nothing(kind, tmp_path):
     model = random_model(small_model_config(), 0)
     with torch.no_grad():
         model.layers[1].ffn.experts.w2[3, 0, 0] = torch.nan
     run_dir = save_run(tmp_path / "run", model)
     with pytest.raises(ValueError, match=r"model.layers.1.mlp.experts.3.down_proj.weight is not finite"):
-        export_run(run_dir, tmp_path / "out", ENCODINGS["fp8"])
+        export_run(run_dir, tmp_path / "out", ENCODINGS[kind])
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused_naming_both(tmp_path):
+    config = replace(small_model_config(), vocab_size=200)
+    run_dir = save_run(tmp_path / "run", random_model(config, 0))
+    byte_tokenizer().save(run_dir / run_files.TOKENIZER)
+    with pytest.raises(
+        ValueError, match=r"run/tokenizer.json: has 257 ids, and .*config.yaml vocab_size=200"
+    ):
+        export_run(run_dir, tmp_path / "out", Encoding())
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_whoever_may_read_one_file_of_an_export_may_read_all(run_dir, tmp_path):
+    export_run(run_dir, tmp_path / "out", Encoding())
+    assert len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1
 
 
 def test_a_damaged_or_missing_checkpoint_is_named(run_dir, tmp_path):
@@ -261,3 +278,10 @@ def test_the_card_tells_what_the_run_recorded(tmp_path):
     assert "kv_lora_rank: 16" in body
     assert "model.layers.2" in body
     assert str(tmp_path) not in card
+
+    (tmp_path / "run" / run_files.SUMMARY).write_text("{}")
+    export_run(tmp_path / "run", tmp_path / "fp8", ENCODINGS["fp8"])
+    card = (tmp_path / "fp8/README.md").read_text()
+    assert "validation" not in card
+    assert "quantised to E4M3" in card
+    assert "accelerate" in card

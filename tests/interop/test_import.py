@@ -20,8 +20,15 @@ from deepseek_mini.config import ModelConfig, MtpConfig
 from deepseek_mini.data.tokenizer import byte_tokenizer
 from deepseek_mini.inference.load import load_model
 from deepseek_mini.interop.load import import_release
-from deepseek_mini.model.transformer import Transformer
-from interop.helpers import TOLERANCE, clear_tokens, peer_config, random_peer, relative_error, save_run
+from interop.helpers import (
+    TOLERANCE,
+    clear_tokens,
+    peer_config,
+    random_model,
+    random_peer,
+    relative_error,
+    save_run,
+)
 
 CPU = torch.device("cpu")
 RELEASE = ModelConfig(
@@ -169,6 +176,7 @@ def test_an_import_is_a_run_directory(release, tmp_path):
     newest = run_files.latest_checkpoint(tmp_path / "run/checkpoints")
     assert newest is not None
     assert {t.dtype for t in load_file(newest / "model.safetensors").values()} == {torch.float32}
+    assert (newest / "model.safetensors").stat().st_mode == (tmp_path / "run/config.yaml").stat().st_mode
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -207,7 +215,7 @@ def test_import_holds_the_model_and_one_file_and_export_one_file(tmp_path):
         n_routed_experts=64, q_lora_rank=0, kv_lora_rank=4, qk_nope_head_dim=4, qk_rope_head_dim=4,
         v_head_dim=4, mtp=MtpConfig(depth=0),
     )  # fmt: skip
-    model = Transformer(config)
+    model = random_model(config, 0)
     megabytes = sum(p.nbytes for p in model.parameters()) / 2**20
     assert megabytes > 90
     save_run(tmp_path / "run", model)
@@ -360,6 +368,23 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_tensor(f, "model.norm.weight", torch.zeros(144).to(torch.float8_e4m3fn)),
         "tensor model.norm.weight has dtype F8_E4M3",
     ),
+    "scale that is not finite": (
+        lambda f: edit_tensor(f, f"{Q_A}_scale_inv", torch.tensor([[1.0, torch.nan]])),
+        f"tensor {Q_A} is not finite",
+    ),
+    "number beyond float32": (
+        lambda f: edit_tensor(f, "model.norm.weight", torch.full((144,), 1e300, dtype=torch.float64)),
+        "tensor model.norm.weight is not finite",
+    ),
+    "name with an escape": (
+        lambda f: edit_tensor(f, "\x1b[2Jgone", torch.zeros(1)),
+        r"'\\x1b\[2Jgone' is no name of a tensor",
+    ),
+    "name with an escape that only the shard has": (
+        lambda f: edit_tensor(f, "\x1b[2Jgone", torch.zeros(1), indexed=False),
+        rf"{SECOND}: '\\x1b\[2Jgone' is no name of a tensor",
+    ),
+    "name without end": (lambda f: edit_tensor(f, "x" * 10**5, torch.zeros(1)), "xxx is no name of a tensor"),
     "another copy": (
         lambda f: edit_tensor(f, "model.layers.2.shared_head.head.weight", torch.zeros(260, 144)),
         "is another than head.weight",
@@ -389,8 +414,9 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_bad_files_are_named_and_leave_nothing_behind(kind, copy, tmp_path):
     spoil, message = BAD_FILES[kind]
     spoil(copy)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         import_release(copy, tmp_path / "run")
+    assert len(str(raised.value)) < 1000
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
@@ -429,6 +455,27 @@ def test_a_config_that_is_not_ours_is_refused_by_key(key, copy, tmp_path):
     with pytest.raises(ValueError, match=rf"in/config.json: .*{named.get(key, key)}"):
         import_release(copy, tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": 5}, "architecture 5"),
+        ({"architectures": "AlmostDeepseekV3ForCausalLM"}, "architecture 'Almost"),
+        ({"architectures": ["DeepseekV3ForCausalLM", "LlamaForCausalLM"]}, "architecture .*Llama"),
+        ({"architectures": ["x" * 10**5]}, "architecture .*xxx is not supported"),
+        ({"hidden_act": "x" * 10**5}, "hidden_act='x"),
+        ({"rope_scaling": 5}, "rope_scaling=5 is not an object"),
+        ({"rope_scaling": ["yarn"]}, "rope_scaling=.* is not an object"),
+        ({"quantization_config": [1]}, "quantization_config=.* is not an object"),
+        ({"hidden_size": 2**31, "intermediate_size": 2**31}, "tells of 2 layers and .* parameters"),
+    ],
+)
+def test_values_that_nothing_can_be_made_of_are_refused_by_key(changes, message, copy, tmp_path):
+    edit_json(copy / "config.json", **changes)
+    with pytest.raises(ValueError, match=rf"in/config.json: {message}") as raised:
+        import_release(copy, tmp_path / "run")
+    assert len(str(raised.value)) < 1000
 
 
 @pytest.mark.parametrize(

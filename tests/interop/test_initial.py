@@ -132,6 +132,19 @@ def test_weights_without_a_tokenizer_are_taken_and_the_line_says_so(tmp_path):
     assert "without a tokenizer" in said
 
 
+@pytest.mark.parametrize(("place", "form"), [("run/checkpoints", "step_00000004"), ("run", "."), ("hf", ".")])
+def test_a_path_may_be_relative(place, form, folder, monkeypatch):
+    monkeypatch.chdir(folder / place)
+    config = small(folder, f"model.init_from='{form}'")
+    model = build_model(config.model, torch.device("cpu"), seed=3)
+    assert "tensors from" in load_initial_weights(model, byte_tokenizer())
+
+
+def test_a_model_without_latent_attention_does_not_start_from_a_release(folder):
+    with pytest.raises(ValueError, match=rf"model.attention=mha.*{folder / 'hf'}.*set model.attention=mla"):
+        start(folder, "hf", "model.attention=mha")
+
+
 def test_a_path_without_weights_is_named(folder):
     with pytest.raises(ValueError, match=r"model.init_from=.*corpus: no weights are there"):
         start(folder, "corpus")

@@ -2,6 +2,7 @@
 
 import logging
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     "tokenizer", [byte_tokenizer(), train_bpe(["a cat sat on the mat, a cat sat"] * 3, 280)]
 )
 def test_auto_tokenizer_gives_our_tokens(tokenizer, tmp_path):
-    model = random_model(random_config(0), 0)
+    model = random_model(replace(random_config(0), vocab_size=tokenizer.size), 0)
     tokenizer.save(save_run(tmp_path / "run", model) / run_files.TOKENIZER)
     export_run(tmp_path / "run", tmp_path / "out", Encoding())
     theirs = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=False)
