@@ -1,6 +1,6 @@
 """Speed and memory, side by side with peers on the same machine.
 
-    python scripts/benchmark.py [NAME] [key=value ...] [--rounds N] [--json]
+    python scripts/benchmark.py [NAME] [key=value ...] [--shape MODEL] [--rounds N] [--json]
 
 Without NAME all benchmarks run. `key=value` are the settings of train.py; the default model is tiny.
 """
@@ -10,29 +10,55 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 
 import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.data import data
 from benchmarks.generation import generation
-from benchmarks.result import Result
+from benchmarks.kernels import kernels
+from benchmarks.layers import layers
+from benchmarks.moe_layer import moe_layer
+from benchmarks.result import Result, Unavailable
+from benchmarks.scaling import scaling
+from benchmarks.startup import startup
 from benchmarks.training import training
 from deepseek_mini.compose import load_config
 from deepseek_mini.config import Config
 from deepseek_mini.cost.hardware import choose_device, device_name
+from deepseek_mini_kernels.roofline import Measured
+from deepseek_mini_kernels.roofline import table as roofline_table
 
 Benchmark = Callable[[Config, int, Callable[[str], None]], list[Result]]
 """From a config, the number of rounds and a place for progress lines to results."""
 
-BENCHMARKS: dict[str, Benchmark] = {"training": training, "generation": generation}
+BENCHMARKS: dict[str, Benchmark] = {
+    "training": training,
+    "moe_layer": moe_layer,
+    "generation": generation,
+    "layers": layers,
+    "data": data,
+    "scaling": scaling,
+    "startup": startup,
+    "kernels": kernels,
+}
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmark.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("words", nargs="*", metavar="NAME | key=value", help=f"NAME: {', '.join(BENCHMARKS)}")
+    parser.add_argument("--shape", metavar="MODEL", help="the same as model=MODEL, as in --shape v3_671b")
     parser.add_argument("--rounds", type=int, default=7, help="measured repeats (default 7)")
+    parser.add_argument(
+        "--compile", action="store_true", help="training: time transformers under torch.compile too (minutes)"
+    )
+    parser.add_argument(
+        "--profile", type=Path, help="layers: where its JSON goes (default runs/layers_MODEL.json)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_intermixed_args(argv)
     names = [word for word in arguments.words if "=" not in word] or list(BENCHMARKS)
@@ -40,18 +66,33 @@ def main(argv: list[str]) -> int:
         parser.error(f"there is no benchmark {unknown[0]}; there is {', '.join(BENCHMARKS)}")
     if arguments.rounds < 1:
         parser.error(f"--rounds={arguments.rounds} must be at least 1")
+    settings = [word for word in arguments.words if "=" in word]
+    settings += [f"model={arguments.shape}"] if arguments.shape else []
+    benchmarks = BENCHMARKS | {
+        "training": partial(training, compile_peers=arguments.compile),
+        "layers": partial(layers, path=arguments.profile),
+        "startup": partial(startup, settings=settings),
+    }
+    results = []
     try:
-        config = load_config([word for word in arguments.words if "=" in word])
-        device, _ = choose_device(config.device)
-        results = [result for name in names for result in BENCHMARKS[name](config, arguments.rounds, say)]
+        device, _ = choose_device(load_config(settings).device)
+        for name in names:
+            try:
+                results += benchmarks[name](load_config(settings), arguments.rounds, say)
+            except Unavailable as error:
+                if name in arguments.words:
+                    raise
+                say(f"{name} is left out: {error}")
     except ValueError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
+    report = {"device": describe_device(device), "results": [asdict(result) for result in results]}
     if arguments.json:
-        rows = [asdict(result) for result in results]
-        print(json.dumps({"device": describe_device(device), "results": rows}))
+        print(json.dumps(report))
     else:
-        print_table(describe_device(device), results)
+        print_table(report["device"], results)
+        if (measured := Measured.read(report)).seconds:
+            print(roofline_table(measured))
     return 0
 
 
@@ -68,7 +109,8 @@ def describe_device(device: torch.device) -> str:
 def print_table(title: str, results: list[Result]) -> None:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("benchmark", "ours", "peer", "ratio"):
-        table.add_column(column, justify="left" if column == "benchmark" else "right", no_wrap=True)
+        first = column == "benchmark"
+        table.add_column(column, justify="left" if first else "right", no_wrap=not first)
     peer = None
     for result in results:
         if result.peer_name != peer:
@@ -83,7 +125,7 @@ def print_table(title: str, results: list[Result]) -> None:
 def _number(value: float | None) -> str:
     if value is None:
         return "n/a"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if 1000 <= value < 1e6 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 
 
+class Unavailable(ValueError):
+    """A benchmark that this machine cannot run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """One line of the table. What could not be measured is None."""

@@ -1,7 +1,9 @@
 """The training step against transformers' DeepseekV3ForCausalLM: same shape, same text, same AdamW.
 
 Each contender is a process of its own, which tells its peak memory. They take turns, a step each, so that
-whatever else the machine does falls on all alike; speeds are medians over the rounds.
+whatever else the machine does falls on all alike; speeds are medians over the rounds. Memory is told twice:
+of the process, and, by torch's own account of one more step, what its peak lies above weights, gradients and
+optimizer state.
 """
 
 import importlib.metadata
@@ -11,19 +13,26 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 from torch import nn
 
+from benchmarks.ceilings import ceilings
+from benchmarks.memory import peak_above_state
+from benchmarks.peers import peer_model
+from benchmarks.precisions import precisions
 from benchmarks.result import Result, compared
 from deepseek_mini.compose import ConfigError
-from deepseek_mini.config import Attention, Config, Format, ModelConfig, Optimizer, ScoreFunction
+from deepseek_mini.config import Attention, Config, Format, Optimizer, ScoreFunction
 from deepseek_mini.cost.flops import flops_per_token
 from deepseek_mini.cost.hardware import Peak, choose_device, choose_precision, matmul_peak
 from deepseek_mini.data import Batch, build_data
-from deepseek_mini.model.transformer import build_model, build_on_meta
+from deepseek_mini.model.recompute import recompute
+from deepseek_mini.model.transformer import build_model
 from deepseek_mini.optim.build import build_optimizers
 from deepseek_mini.optim.schedule import StepPlan
 from deepseek_mini.training.setup import keep_freed_memory, make_deterministic
@@ -32,8 +41,13 @@ from deepseek_mini.training.step import train_step
 WARMUP_STEPS = 2
 LEARNING_RATE = 2.2e-4
 
-Step = Callable[[Batch], float]
-"""Trains on a batch and returns its loss."""
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A model, and the step that trains it on a batch and returns its loss."""
+
+    model: nn.Module
+    step: Callable[[Batch], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +60,8 @@ class Contender:
     precision: Format
     keeps_memory: bool
     """Whether the C library is told to keep freed memory, as this package's trainer tells it."""
+    compiled: bool = False
+    """Whether the model is given to torch.compile."""
 
 
 @dataclass(slots=True)
@@ -55,10 +71,17 @@ class Record:
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     peak_bytes: int | None = None
+    """Of the process."""
+    bytes_above_state: int | None = None
 
 
-def training(config: Config, rounds: int, say: Callable[[str], None]) -> list[Result]:
-    """Tokens per second, MFU and peak memory of a step. Raises ConfigError for what the user can mend."""
+def training(
+    config: Config, rounds: int, say: Callable[[str], None], compile_peers: bool = False
+) -> list[Result]:
+    """Tokens per second, MFU and peak memory of a step. Raises ConfigError for what the user can mend.
+
+    With `compile_peers` the peer is also timed under torch.compile, which takes minutes to warm up.
+    """
     if importlib.util.find_spec("transformers") is None:
         raise ConfigError("the peer is missing; install it with: pip install 'deepseek-mini[hf]'")
     if config.model.attention is not Attention.mla or config.model.score_func is not ScoreFunction.sigmoid:
@@ -73,28 +96,21 @@ def training(config: Config, rounds: int, say: Callable[[str], None]) -> list[Re
     size = config.data.batch_size
     train = build_data(config.data, config.model.vocab_size, config.seed, say).train
     batches = [train.batch(i * size, size) for i in range(WARMUP_STEPS + rounds)]
-    results = []
-    for precision in _precisions(device, say):
+    results, fastest = [], []
+    for precision in precisions(device, say):
         dtype, _ = choose_precision(device, precision)
-        ours, *peers = _contenders(precision, device)
+        ours, *peers = _contenders(precision, device, compile_peers)
         before = matmul_peak(device, dtype)
         records = _take_turns([ours, *peers], config, batches, say)
         _require_same_task(records, ours)
         peak = max(before, matmul_peak(device, dtype), key=lambda peak: peak.flops_per_second or 0)
         for peer in peers:
             results += _compare(precision, records[ours], records[peer], peer.name, config, peak)
-    return results
+        fastest.append((records[ours], [records[peer] for peer in peers]))
+    return [*results, _best(fastest, config), *ceilings(config, rounds, say)]
 
 
-def _precisions(device: torch.device, say: Callable[[str], None]) -> list[Format]:
-    dtype, reason = choose_precision(device, Format.auto)
-    if dtype is torch.bfloat16:
-        return [Format.fp32, Format.bf16]
-    say(f"bf16 is left out: {reason}")
-    return [Format.fp32]
-
-
-def _contenders(precision: Format, device: torch.device) -> list[Contender]:
+def _contenders(precision: Format, device: torch.device, compile_peers: bool) -> list[Contender]:
     """This package, then the peer in its settings."""
     peer = f"transformers {importlib.metadata.version('transformers')} DeepseekV3ForCausalLM"
     contenders = [
@@ -105,6 +121,12 @@ def _contenders(precision: Format, device: torch.device) -> list[Contender]:
     if device.type == "cpu":
         name = f"{peer}, grouped_mm experts, freed memory kept as ours"
         contenders.append(Contender(name, "grouped_mm", precision, keeps_memory=True))
+    if compile_peers:
+        contenders += [
+            replace(contender, name=f"{contender.name}, compiled", compiled=True)
+            for contender in contenders
+            if contender.experts is not None
+        ]
     return contenders
 
 
@@ -120,18 +142,22 @@ def _take_turns(
         context.Process(target=work, args=(far_end, contender, config), daemon=True).start()
         far_end.close()
     records = {contender: Record() for contender in contenders}
-    for number, batch in enumerate(batches, start=1):
-        say(f"{contenders[0].precision}: step {number} of {len(batches)}")
+    for number, batch in enumerate([*batches, batches[-1]], start=1):
+        for_memory = number > len(batches)
+        say(f"{contenders[0].precision}: " + ("memory" if for_memory else f"step {number} of {len(batches)}"))
         for contender, pipe in list(pipes.items()):
             try:
-                pipe.send((batch.tokens_BS.numpy(), batch.documents_BS.numpy()))
-                seconds, loss, peak_bytes = pipe.recv()
+                pipe.send((batch.tokens_BS.numpy(), batch.documents_BS.numpy(), for_memory))
+                seconds, loss, peak_bytes, bytes_above_state = pipe.recv()
             except (EOFError, ConnectionError):
                 say(f"{contender.name} failed, and is left out")
                 records[contender] = Record()
                 pipes.pop(contender).close()
                 continue
             record = records[contender]
+            if for_memory:
+                record.bytes_above_state = bytes_above_state
+                continue
             record.losses.append(loss)
             record.seconds += [seconds] if number > WARMUP_STEPS else []
             record.peak_bytes = peak_bytes
@@ -141,32 +167,39 @@ def _take_turns(
 
 
 def work(pipe: Connection, contender: Contender, config: Config) -> None:
-    """A contender's process: for each batch, train on it and report seconds, loss and peak memory."""
+    """A contender's process: for each batch, train on it and report seconds, loss and peak memory.
+
+    Where the step is for memory's account, its seconds mean nothing.
+    """
     device, _ = choose_device(config.device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=contender.precision is Format.bf16)
     if contender.keeps_memory:
         keep_freed_memory()
     try:
         if contender.experts is None:
-            step = our_step(config, device, autocast)
+            trained = our_training(config, device, autocast)
         else:
-            step = peer_step(config, contender.experts, device, autocast)
+            trained = peer_training(config, contender.experts, device, autocast, contender.compiled)
         while True:
-            tokens, documents = pipe.recv()
-            batch = Batch(torch.from_numpy(tokens), torch.from_numpy(documents)).to(device)
+            tokens, documents, for_memory = pipe.recv()
+            batch = Batch(torch.from_numpy(tokens), torch.from_numpy(documents))
+            if for_memory:
+                pipe.send((0.0, 0.0, 0, peak_above_state(partial(trained.step, batch), trained.model)))
+                continue
             begin = time.perf_counter()
-            loss = step(batch)
-            pipe.send((time.perf_counter() - begin, loss, _peak_bytes(device)))
+            loss = trained.step(batch)
+            pipe.send((time.perf_counter() - begin, loss, _peak_bytes(device), None))
     except EOFError:
         return
     except Exception as error:
         print(f"{contender.name}: {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def our_step(config: Config, device: torch.device, autocast: torch.autocast) -> Step:
+def our_training(config: Config, device: torch.device, autocast: torch.autocast) -> Training:
     """The trainer's own step, with all that belongs to it: balance loss, bias rule, check for NaN."""
     make_deterministic(device)
     model = build_model(config.model, device, config.seed)
+    recompute(model, config.trainer.recompute)
     optimizers = build_optimizers(model, config.optimizer)
     size = config.trainer.micro_batch_size or config.data.batch_size
     plan = StepPlan(1, 0, config.data.batch_size, 0, LEARNING_RATE, mtp_weight=0.0, bias_update_rate=1e-3)
@@ -175,10 +208,12 @@ def our_step(config: Config, device: torch.device, autocast: torch.autocast) -> 
         clip = config.optimizer.clip_norm
         return train_step(model, optimizers, batch, plan, size, clip, autocast).main_loss.item()
 
-    return step
+    return Training(model, step)
 
 
-def peer_step(config: Config, experts: str, device: torch.device, autocast: torch.autocast) -> Step:
+def peer_training(
+    config: Config, experts: str, device: torch.device, autocast: torch.autocast, compiled: bool = False
+) -> Training:
     """The plain loop around transformers' model: forward, backward, clip, AdamW."""
     torch.manual_seed(config.seed)
     model = peer_model(config.model, experts).to(device).train()
@@ -192,14 +227,15 @@ def peer_step(config: Config, experts: str, device: torch.device, autocast: torc
         fused=True,
     )
     size = config.trainer.micro_batch_size or config.data.batch_size
+    predict: Any = torch.compile(model) if compiled else model
 
     def step(batch: Batch) -> float:
         optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
-        for micro in batch.split(size):
+        for micro in batch.to(device).split(size):
             inputs, labels = micro.tokens_BS[:, :-1], micro.tokens_BS[:, 1:].contiguous()
             with autocast:
-                loss = model(input_ids=inputs, labels=inputs, shift_labels=labels).loss
+                loss = predict(input_ids=inputs, labels=inputs, shift_labels=labels).loss
             share = loss * (len(inputs) / len(batch.tokens_BS))
             share.backward()
             total += share.detach()
@@ -207,43 +243,7 @@ def peer_step(config: Config, experts: str, device: torch.device, autocast: torc
         optimizer.step()
         return total.item()
 
-    return step
-
-
-def peer_model(config: ModelConfig, experts: str) -> nn.Module:
-    """DeepseekV3ForCausalLM of the same shape. Raises RuntimeError if it has other parameters than ours."""
-    from transformers import AutoModelForCausalLM, DeepseekV3Config
-
-    peer_config = DeepseekV3Config(
-        vocab_size=config.vocab_size,
-        hidden_size=config.dim,
-        intermediate_size=config.inter_dim,
-        moe_intermediate_size=config.moe_inter_dim,
-        num_hidden_layers=config.n_layers,
-        first_k_dense_replace=config.n_dense_layers,
-        num_attention_heads=config.n_heads,
-        num_key_value_heads=config.n_heads,
-        n_routed_experts=config.n_routed_experts,
-        n_shared_experts=config.n_shared_experts,
-        num_experts_per_tok=config.n_activated_experts,
-        n_group=config.n_expert_groups,
-        topk_group=config.n_limited_groups,
-        routed_scaling_factor=config.route_scale,
-        q_lora_rank=config.q_lora_rank or None,
-        kv_lora_rank=config.kv_lora_rank,
-        qk_nope_head_dim=config.qk_nope_head_dim,
-        qk_rope_head_dim=config.qk_rope_head_dim,
-        v_head_dim=config.v_head_dim,
-        max_position_embeddings=config.max_seq_len,
-        initializer_range=config.init_std,
-        use_cache=False,
-    )
-    model = AutoModelForCausalLM.from_config(peer_config, experts_implementation=experts)
-    ours = sum(p.numel() for p in build_on_meta(config).parameters())
-    theirs = sum(p.numel() for p in model.parameters())
-    if ours != theirs:
-        raise RuntimeError(f"the peer has {theirs} parameters, we have {ours}: not the same shape")
-    return model
+    return Training(model, step)
 
 
 def _require_same_task(records: dict[Contender, Record], ours: Contender) -> None:
@@ -262,27 +262,51 @@ def _compare(
     precision: Format, ours: Record, peer: Record, peer_name: str, config: Config, peak: Peak
 ) -> list[Result]:
     """Speed, MFU and memory of this package beside one peer."""
-    tokens = config.data.batch_size * config.data.sequence_length
+    tokens = _tokens(config)
     flops = tokens * flops_per_token(config.model, config.data.sequence_length)
-
-    def rate(record: Record, per_step: float) -> float | None:
-        return per_step / statistics.median(record.seconds) if record.seconds else None
-
-    def gibibytes(record: Record) -> float | None:
-        return record.peak_bytes / 2**30 if record.peak_bytes else None
-
     name, more = f"training_{precision}", {"more_is_better": True}
     results = [
-        compared(f"{name}_throughput", rate(ours, tokens), rate(peer, tokens), peer_name, "tokens/s", **more)
+        compared(
+            f"{name}_throughput", _rate(ours, tokens), _rate(peer, tokens), peer_name, "tokens/s", **more
+        )
     ]
     if peak.flops_per_second is not None:
         share = flops / peak.flops_per_second
         unit = f"of {peak.flops_per_second:.3g} FLOP/s ({peak.source})"
-        results.append(compared(f"{name}_mfu", rate(ours, share), rate(peer, share), peer_name, unit, **more))
-    memory = compared(
-        f"{name}_peak_memory", gibibytes(ours), gibibytes(peer), peer_name, "GiB", more_is_better=False
+        results.append(
+            compared(f"{name}_mfu", _rate(ours, share), _rate(peer, share), peer_name, unit, **more)
+        )
+    for what, unit, our_bytes, peer_bytes in (
+        ("peak_memory", "GiB, the process", ours.peak_bytes, peer.peak_bytes),
+        ("memory_above_state", "GiB", ours.bytes_above_state, peer.bytes_above_state),
+    ):
+        values = _gibibytes(our_bytes), _gibibytes(peer_bytes)
+        results.append(compared(f"{name}_{what}", *values, peer_name, unit, more_is_better=False))
+    return results
+
+
+def _best(fastest: list[tuple[Record, list[Record]]], config: Config) -> Result:
+    """Our best precision beside the peer's best setting in any."""
+    tokens = _tokens(config)
+    ours = max(filter(None, (_rate(record, tokens) for record, _ in fastest)), default=None)
+    theirs = max(
+        filter(None, (_rate(record, tokens) for _, peers in fastest for record in peers)), default=None
     )
-    return [*results, memory]
+    name, peer_name = "training_throughput_best", "the best of the peer's settings above"
+    return compared(name, ours, theirs, peer_name, "tokens/s", more_is_better=True)
+
+
+def _tokens(config: Config) -> int:
+    """Of a step."""
+    return config.data.batch_size * config.data.sequence_length
+
+
+def _rate(record: Record, per_step: float) -> float | None:
+    return per_step / statistics.median(record.seconds) if record.seconds else None
+
+
+def _gibibytes(size: int | None) -> float | None:
+    return size / 2**30 if size else None
 
 
 def _peak_bytes(device: torch.device) -> int:
