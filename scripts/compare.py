@@ -1,10 +1,11 @@
 """Does it matter? Runs that differ in their settings, compared seed by seed.
 
-    python scripts/compare.py RUN RUN ... [--at end|tokens|flops|seconds] [--family KEY] [--json]
+    python scripts/compare.py RUN RUN ... [--at end|tokens|flops|seconds] [--page FILE.md] [--json]
 
 A RUN is a run directory or a folder of them; the first one's settings are the baseline. Losses are compared
-by pairs of equal seeds: the same data in the same order, and the same start of all shared weights. Tables go
-to the screen, and with curves as PNG and a page of Markdown into the folder --out.
+by pairs of equal seeds: the same data in the same order, and the same start of all shared weights. Sizes of a
+ladder are found, and a variant is judged by its trend over them. Tables go to the screen, and with curves as
+PNG into a page of Markdown: comparison.md in the folder --out, or the file --page.
 """
 
 import argparse
@@ -38,43 +39,57 @@ def compare_runs(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `--json` prints; draws into --out. Raises UserError for what the user can mend."""
     from deepseek_mini.analysis.comparison import Design, compare
     from deepseek_mini.analysis.groups import group_runs
-    from deepseek_mini.analysis.ladder import choose_baselines, fit_families
+    from deepseek_mini.analysis.ladder import choose_baselines, fit_families, infer_family
+    from deepseek_mini.analysis.provenance import page_command
     from deepseek_mini.analysis.runs import find_runs, read_run
 
     try:
         if not 0 < arguments.alpha < 1:
             raise ValueError(f"--alpha {arguments.alpha} must lie between 0 and 1")
         groups = group_runs([read_run(path) for path in find_runs(arguments.runs)])
-        baselines = choose_baselines(groups, arguments.baseline, arguments.family)
+        family = arguments.family or ([] if arguments.baseline else infer_family(groups))
+        baselines = choose_baselines(groups, arguments.baseline, family)
         design = Design(arguments.metric, arguments.at, arguments.alpha)
         result = compare(groups, lambda group: baselines[group.label], design)
     except ValueError as error:
         raise UserError(str(error)) from error
-    result["scaling"] = fit_families(result, groups, arguments.family)
-    result["out"], result["plots"] = None, []
-    folder = arguments.out or (None if arguments.json else Path("comparison"))
-    if folder is not None:
+    result["scaling"] = fit_families(result, groups, family)
+    result["page"], result["plots"] = None, []
+    if page := _page(arguments):
+        result["command"] = page_command(list(map(str, arguments.runs)), page) if arguments.page else None
         pairs = [(b, g) for g in groups if (b := baselines[g.label]) is not g]
-        write_pictures(result, groups, pairs, folder)
+        write_page(result, groups, pairs, page, arguments.note)
     return result
 
 
-def write_pictures(result: dict[str, Any], groups: list, pairs: list, folder: Path) -> None:
-    """curves.png, differences.png, scaling.png where there is a ladder, and comparison.md."""
+def _page(arguments: argparse.Namespace) -> Path | None:
+    """Where the page goes; None for none."""
+    if arguments.page:
+        return arguments.page
+    folder = arguments.out or (None if arguments.json else Path("comparison"))
+    return folder and folder / "comparison.md"
+
+
+def write_page(result: dict[str, Any], groups: list, pairs: list, page: Path, notes: list[str]) -> None:
+    """The page, and beside it curves, differences, and the scaling fit where there is a ladder, as PNG."""
     from deepseek_mini.analysis import curves, tables
 
     metric, alpha = result["metric"], result["alpha_per_comparison"]
+    prefix = "" if page.name == "comparison.md" else f"{page.stem}_"
+    folder = page.parent
     try:
-        drawn: list[Path | None] = [curves.draw_curves(groups, metric, folder / "curves.png")]
+        drawn: list[Path | None] = [curves.draw_curves(groups, metric, folder / f"{prefix}curves.png")]
         if pairs:
-            drawn.append(curves.draw_differences(pairs, metric, alpha, folder / "differences.png"))
+            path = folder / f"{prefix}differences.png"
+            drawn.append(curves.draw_differences(pairs, metric, alpha, path))
         if result["scaling"]:
-            fits = result["scaling"]["fits"]
-            drawn.append(curves.draw_scaling(fits, metric, result["alpha"], folder / "scaling.png"))
-        result["out"], result["plots"] = str(folder), [path.name for path in drawn if path]
-        (folder / "comparison.md").write_text(tables.markdown(result))
+            path = folder / f"{prefix}scaling.png"
+            drawn.append(curves.draw_scaling(result["scaling"], metric, result["alpha"], path))
+        result["page"], result["plots"] = str(page), [path.name for path in drawn if path]
+        runs = [run for group in groups for run in group.runs.values()]
+        page.write_text(tables.markdown(result, runs, notes), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"--out {folder} cannot be written ({error}); name another folder") from error
+        raise UserError(f"{page} cannot be written ({error}); name another place") from error
 
 
 def print_tables(result: dict[str, Any]) -> None:
@@ -97,7 +112,7 @@ def print_tables(result: dict[str, Any]) -> None:
     for line in tables.footnotes(result):
         console.print(line, style="dim", markup=False)
     if result["plots"]:
-        console.print(f"{result['out']}/: comparison.md, {', '.join(result['plots'])}", markup=False)
+        console.print(f"{result['page']}, {', '.join(result['plots'])}", markup=False)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -112,6 +127,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--family", action="append", default=[], metavar="KEY", help="of a ladder: the setting under test")
     add("--alpha", type=float, default=0.05, help="chance of any false difference in the table (0.05)")
     add("--out", type=Path, metavar="DIR", help="for pictures and page (comparison/; none with --json)")
+    add("--page", type=Path, metavar="FILE.md", help="for a page to keep, its pictures beside it")
+    add("--note", action="append", default=[], metavar="TEXT", help="a line for the foot of the page")
     add("--json", action="store_true", help="print one JSON object and nothing else")
     return parser.parse_args(argv)
 

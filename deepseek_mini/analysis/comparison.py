@@ -5,10 +5,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from deepseek_mini.analysis.figures import CURVES, FIGURES, At, common_budget, run_figures
+from deepseek_mini.analysis.figures import CURVES, FIGURES, At, common_budget, run_figures, spent
 from deepseek_mini.analysis.groups import Group, differing_settings
 from deepseek_mini.analysis.runs import Run
 from deepseek_mini.analysis.statistics import Difference, paired_difference, unpaired_difference
+
+CLOSE = 1.02
+"""A run that spent no more than so many times the budget was planned for it."""
 
 Table = dict[int, dict[str, float | None]]
 """Figures by seed."""
@@ -43,7 +46,7 @@ def compare(groups: list[Group], baseline: Callable[[Group], Group], design: Des
     rows = []
     for group in groups:
         table, base = tables[group.label], baseline(group)
-        row = _row(group, table, groups)
+        row = _row(group, table, groups, design.metric)
         row["missing_seeds"] = [seed for seed in tables[base.label] if seed not in table]
         row["baseline"] = None if base is group else base.label
         if base is not group:
@@ -59,6 +62,7 @@ def compare(groups: list[Group], baseline: Callable[[Group], Group], design: Des
         **asdict(design),
         "alpha_per_comparison": alpha,
         "budget": budget,
+        "cut_short": budget is not None and any(spent(r, design.at)[1][-1] > CLOSE * budget for r in runs),
         "corpus": runs[0].corpus,
         "groups": rows,
         "settings": {
@@ -145,11 +149,12 @@ def _figures(group: Group, design: Design, budget: float | None, notes: list[str
     return table
 
 
-def _row(group: Group, table: Table, groups: list[Group]) -> dict[str, Any]:
+def _row(group: Group, table: Table, groups: list[Group], metric: str) -> dict[str, Any]:
     names = [figure.name for figure in FIGURES]
     return {
         "label": group.label,
         "seeds": list(table),
+        "values": [figures[metric] for figures in table.values()],
         "runs": [str(run.path) for run in group.runs.values()],
         "settings": {key: group.settings.get(key) for key in differing_settings(groups)},
         "means": {name: _mean(table, name) if _known(table, name) else None for name in names},

@@ -15,13 +15,14 @@ from deepseek_mini.analysis.scaling import Line
 from deepseek_mini.analysis.statistics import t_quantile
 
 TITLES = {"val/loss": "held-out loss, nats per token", "val/bpb": "held-out bits per byte"}
+DPI = 110
 WINDOW = 0.04
 """Span of the running mean of training losses, as a share of the run."""
 
 
 def draw_curves(groups: list[Group], metric: str, path: Path) -> Path:
     """Held-out and training loss by tokens: seeds thin, their mean thick."""
-    with style.styled():
+    with style.styled(DPI):
         figure, (held_out, training) = style.panels(2, width=5.2, height=3.6)
         for group, colour in zip(groups, _colours(len(groups)), strict=True):
             _curve(held_out, group, metric, colour)
@@ -43,7 +44,7 @@ def draw_differences(pairs: list[tuple[Group, Group]], metric: str, alpha: float
 
     None if no pair shares a seed.
     """
-    with style.styled():
+    with style.styled(DPI):
         figure, (axes,) = style.panels(1, width=6.4, height=3.6)
         drawn = [
             _difference(axes, *pair, metric, alpha, colour)
@@ -66,25 +67,50 @@ def draw_differences(pairs: list[tuple[Group, Group]], metric: str, alpha: float
         return style.save(figure, path)
 
 
-def draw_scaling(fits: dict[str, dict[str, Any]], metric: str, alpha: float, path: Path) -> Path:
-    """Each family's sizes and its line L = a C^-b, with the interval of the line."""
-    with style.styled():
-        figure, (axes,) = style.panels(1, width=5.6, height=4.0)
-        for (family, fit), colour in zip(fits.items(), style.COLOURS, strict=False):
+def draw_scaling(scaling: dict[str, Any], metric: str, alpha: float, path: Path) -> Path:
+    """Each family's sizes and its line L = a C^-b, then the differences by size, all with their intervals."""
+    fits, trends = scaling["fits"], scaling["trends"]
+    colours = dict(zip(fits, _colours(len(fits)), strict=True))
+    with style.styled(DPI):
+        figure, (axes, *others) = style.panels(2 if trends else 1, width=5.2, height=3.8)
+        for family, fit in fits.items():
             line = Line(**fit["line"])
             x = np.linspace(math.log(min(fit["flops"])) - 0.2, math.log(max(fit["flops"])) + 1.2, 60)
-            middle = np.array([line.at(value) for value in x])
-            reach = np.array([line.reach(value, alpha) for value in x])
             half = (fit["exponent_high"] - fit["exponent_low"]) / 2
             label = f"{family}: exponent {fit['exponent']:.3f} \u00b1 {half:.2g}"
-            axes.plot(np.exp(x), np.exp(middle), color=colour, label=label)
-            band = np.exp(middle - reach), np.exp(middle + reach)
-            axes.fill_between(np.exp(x), *band, color=colour, alpha=0.12, linewidth=0)
-            axes.plot(fit["flops"], fit["losses"], "o", color=colour, markersize=5)
+            middle, reach = _band(line, x, alpha)
+            axes.plot(np.exp(x), np.exp(middle), color=colours[family], label=label)
+            edges = np.exp(middle - reach), np.exp(middle + reach)
+            axes.fill_between(np.exp(x), *edges, color=colours[family], alpha=0.12, linewidth=0)
+            axes.plot(fit["flops"], fit["losses"], "o", color=colours[family], markersize=5)
         _scaling_axes(axes, fits)
         axes.set_title(f"{TITLES.get(metric, metric)} by training FLOPs")
         axes.legend(loc="upper right")
+        for panel in others:
+            _draw_trends(panel, trends, colours)
         return style.save(figure, path)
+
+
+def _draw_trends(axes: Axes, trends: dict[str, dict[str, Any]], colours: dict[str, str]) -> None:
+    """Relative differences of each seed and size, and the line through them."""
+    for family, trend in trends.items():
+        x = np.linspace(math.log10(min(trend["flops"])), math.log10(max(trend["flops"])), 60)
+        middle, reach = _band(Line(**trend["line"]), x, trend["alpha"])
+        axes.plot(10**x, middle, color=colours[family], label=family)
+        edges = middle - reach, middle + reach
+        axes.fill_between(10**x, *edges, color=colours[family], alpha=0.12, linewidth=0)
+        axes.plot(trend["flops"], trend["fractions"], "o", color=colours[family], markersize=4)
+    axes.axhline(0, color=style.INK, linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xlabel("training FLOPs")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    axes.set_title("difference from the baseline of the same size")
+    axes.legend()
+
+
+def _band(line: Line, x: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    """A line, and half its interval."""
+    return np.array([line.at(value) for value in x]), np.array([line.reach(value, alpha) for value in x])
 
 
 def running_mean(values: list[float]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Heat maps of the experts: load over time, co-activation, and the kinds of token they take."""
+"""Heat maps of the experts: load over time, co-activation, and the tokens and domains they take."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,6 +10,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from deepseek_mini.analysis import style
 from deepseek_mini.analysis.comparison import percent
 from deepseek_mini.analysis.experts import ExpertRecords, Routing
+from deepseek_mini.analysis.specialisation import Specialisation, lift
 
 LOADS = LogNorm(0.25, 4.0)
 """Load over the mean, symmetric in logarithms: white is fair."""
@@ -59,24 +60,39 @@ def coactivation(routing: Routing, n_groups: int) -> Figure:
     return figure
 
 
-def specialisation(routing: Routing) -> Figure:
-    """How much an expert prefers a kind of token; experts in the order of the kind they prefer most."""
-    figure, axes = _grid(len(routing.layers), height=2.3)
-    tokens_K = routing.kinds_KLE.sum((1, 2))
+def kinds(routing: Routing) -> Figure:
+    """How much an expert prefers a kind of token."""
+    titles = [
+        f"{name}: {bits:.2f} bits" for name, bits in zip(routing.layers, routing.information_L, strict=True)
+    ]
+    return _preferences(titles, routing.kinds, routing.kinds_KLE)
+
+
+def domains(layers: list[str], found: Specialisation) -> Figure:
+    """How much an expert prefers a data domain, and what shuffled documents show of the same."""
+    bits = zip(layers, found.information_L, found.shuffled_L, strict=True)
+    titles = [f"{name}: {own:.3f} bits, shuffled {chance:.3f}" for name, own, chance in bits]
+    return _preferences(titles, found.domains, found.counts_KLE)
+
+
+def _preferences(titles: list[str], classes: list[str], counts_KLE: np.ndarray) -> Figure:
+    """A panel for each layer, a row for each class; experts in the order of the class they prefer most."""
+    tokens_K = counts_KLE.sum((1, 2))
     there = np.flatnonzero(tokens_K)
-    for i, (panel, name) in enumerate(zip(axes, routing.layers, strict=False)):
-        lift_KE = routing.kind_lift_LEK[i].T[there]
-        best_E = lift_KE.argmax(0)
-        order = np.lexsort((-lift_KE.max(0), best_E))
+    figure, axes = _grid(len(titles), height=0.9 + 0.18 * len(there))
+    lift_LEK = lift(counts_KLE)
+    for i, (panel, title) in enumerate(zip(axes, titles, strict=False)):
+        lift_KE = lift_LEK[i].T[there]
+        order = np.lexsort((-lift_KE.max(0), lift_KE.argmax(0)))
         shown = np.clip(lift_KE[:, order], LIFTS.vmin, LIFTS.vmax)
         panel.imshow(shown, norm=LIFTS, cmap=COLOUR_MAP, aspect="auto", interpolation="nearest")
         panel.yaxis.set_major_locator(FixedLocator(range(len(there))))
-        shares = [f"{routing.kinds[k]}, {percent(tokens_K[k] / tokens_K.sum())}" for k in there]
+        shares = [f"{classes[k]}, {percent(tokens_K[k] / tokens_K.sum())}" for k in there]
         panel.set_yticklabels(shares, fontsize=7)
         panel.xaxis.set_major_locator(NullLocator())
-        panel.set_title(f"{name}: {routing.information_L[i]:.2f} bits")
+        panel.set_title(title)
         panel.grid(visible=False)
-    _colour_bar(figure, axes[: len(routing.layers)], LIFTS, "share / layer's")
+    _colour_bar(figure, axes[: len(titles)], LIFTS, "share / layer's")
     return figure
 
 

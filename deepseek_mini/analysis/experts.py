@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from deepseek_mini import run_files
 from deepseek_mini.analysis.runs import Run
+from deepseek_mini.analysis.specialisation import Specialisation, information, lift, specialise
 
 
 @dataclass
@@ -77,6 +78,10 @@ class Routing:
     """Tokens that chose both experts; on the diagonal, that chose the expert."""
     kinds_KLE: np.ndarray
     """Tokens of each kind that chose the expert."""
+    reach_LG: np.ndarray | None = None
+    """Tokens whose experts lie in 1, 2, ... groups; None where the run kept no record of it."""
+    specialisation: Specialisation | None = None
+    """By data domain; None where too few documents were met, or the run kept no record of them."""
 
     @property
     def lift_LEE(self) -> np.ndarray:
@@ -87,28 +92,25 @@ class Routing:
         pairs_LEE = np.where(apart, self.together_LEE, 0.0)
         scale_L = pairs_LEE.sum((1, 2)) / np.maximum((expected_LEE * apart).sum((1, 2)), 1)
         expected_LEE *= scale_L[:, None, None]
-        lift = np.divide(pairs_LEE, expected_LEE, where=expected_LEE > 0, out=np.ones_like(expected_LEE))
-        return np.where(apart, lift, np.nan)
+        ratio = np.divide(pairs_LEE, expected_LEE, where=expected_LEE > 0, out=np.ones_like(expected_LEE))
+        return np.where(apart, ratio, np.nan)
+
+    @property
+    def groups_L(self) -> np.ndarray | None:
+        """Groups that a token's experts lie in, on average."""
+        if self.reach_LG is None:
+            return None
+        return self.reach_LG @ np.arange(1, self.reach_LG.shape[1] + 1) / self.reach_LG.sum(1)
 
     @property
     def kind_lift_LEK(self) -> np.ndarray:
         """Share of a kind among an expert's tokens over its share among the layer's: 1 without preference."""
-        counts_LEK = self.kinds_KLE.transpose(1, 2, 0).astype(float)
-        share_L1K = counts_LEK.sum(1, keepdims=True) / counts_LEK.sum((1, 2), keepdims=True)
-        own_LEK = counts_LEK / np.maximum(counts_LEK.sum(2, keepdims=True), 1)
-        return np.divide(own_LEK, share_L1K, where=share_L1K > 0, out=np.ones_like(own_LEK))
+        return lift(self.kinds_KLE)
 
     @property
     def information_L(self) -> np.ndarray:
-        """Bits that a token's expert tells of its kind (mutual information), less the bias of the sample."""
-        counts_LEK = self.kinds_KLE.transpose(1, 2, 0).astype(float)
-        total_L = counts_LEK.sum((1, 2))
-        joint = counts_LEK / total_L[:, None, None]
-        product = joint.sum(1, keepdims=True) * joint.sum(2, keepdims=True)
-        ratio = np.divide(joint, product, where=joint > 0, out=np.ones_like(joint))
-        kinds, experts = (counts_LEK.sum(axis) > 0 for axis in (1, 2))
-        surplus_L = (kinds.sum(1) - 1) * (experts.sum(1) - 1) / (2 * total_L * np.log(2))
-        return np.maximum((joint * np.log2(ratio)).sum((1, 2)) - surplus_L, 0.0)
+        """Bits that a token's expert tells of its kind."""
+        return information(self.kinds_KLE)
 
 
 def layer_names(run: Run) -> list[str]:
@@ -153,8 +155,12 @@ def read_routing(run: Run) -> Routing | None:
         with safe_open(path, framework="np") as file:
             facts: dict[str, Any] = file.metadata()
             together_LEE, kinds_KLE = file.get_tensor("together_LEE"), file.get_tensor("kinds_KLE")
+            names = json.loads(facts.get("documents", "[]"))
+            by_domain = specialise(names, file.get_tensor("documents_DLE")) if names else None
+            reach_LG = file.get_tensor("reach_LG") if "reach_LG" in file.keys() else None  # noqa: SIM118
+        kinds = json.loads(facts["kinds"])
         return Routing(
-            layer_names(run), int(facts["step"]), json.loads(facts["kinds"]), together_LEE, kinds_KLE
+            layer_names(run), int(facts["step"]), kinds, together_LEE, kinds_KLE, reach_LG, by_domain
         )
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: damaged ({error}); remove it to do without") from error

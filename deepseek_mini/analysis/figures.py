@@ -36,9 +36,9 @@ FIGURES = (
     Figure("val/max_violation", "MaxVio, validation set", True),
     Figure("moe/max_violation", "MaxVio per batch, last quarter", True),
     Figure("moe/dead_experts", "dead experts, last step", True),
-    Figure("mtp_acceptance", "MTP drafts accepted", False),
+    Figure("val/mtp_acceptance", "MTP drafts accepted, depth 1", False),
 )
-CURVES = ("val/loss", "val/bpb", "val/mtp_loss", "val/max_violation")
+CURVES = ("val/loss", "val/bpb", "val/mtp_loss", "val/max_violation", "val/mtp_acceptance")
 """Figures of an evaluation, which can be read at a budget."""
 
 
@@ -62,7 +62,6 @@ def run_figures(run: Run, at: At = "end", budget: float | None = None) -> dict[s
         if violations
         else None,
         "moe/dead_experts": run.last("moe/dead_experts"),
-        "mtp_acceptance": run.last("val/mtp_acceptance"),
     }
     for name in CURVES:
         measured[name] = run.last(name) if budget is None else value_at(run, name, at, budget)

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from deepseek_mini.analysis.runs import Run
+from deepseek_mini.analysis.runs import Run, is_neutral
 
 LONGEST_LABEL = 44
 
@@ -58,17 +58,33 @@ def differing_settings(groups: list[Group]) -> dict[str, list[Any]]:
 
 
 def label_groups(groups: list[Group]) -> None:
-    """Name each group by the settings in which it differs; where that is too long, by its directory."""
-    different = differing_settings(groups)
-    last_words = Counter(key.rpartition(".")[2] for key in different)
-    for i, group in enumerate(groups):
-        parts = []
-        for key, values in different.items():
-            word = key.rpartition(".")[2]
-            name = word if last_words[word] == 1 else ".".join(key.split(".")[-2:])
-            parts.append(f"{name}={_short(values[i])}")
-        group.label = ", ".join(parts)
+    """Name each group by the settings in which it differs, or by those asked for if that is shorter.
+
+    Asked for is what the command line says; widths that were solved for are not.
+    """
+    asked = [{k: v for k, v in group.first.overrides.items() if not is_neutral(k)} for group in groups]
+    keys = list(dict.fromkeys(key for words in asked for key in words))
+    by_words = _labels(groups, {key: [words.get(key, "default") for words in asked] for key in keys})
+    labels = _labels(groups, differing_settings(groups))
+    if len(set(by_words)) == len(groups) and max(map(len, by_words)) < max(map(len, labels)):
+        labels = by_words
+    for group, label in zip(groups, labels, strict=True):
+        group.label = label
     _tell_apart(groups)
+
+
+def _labels(groups: list[Group], settings: dict[str, list[Any]]) -> list[str]:
+    """Of the settings that differ, each by the last word of its key if that is enough."""
+    settings = {key: values for key, values in settings.items() if any(v != values[0] for v in values)}
+    last_words = Counter(key.rpartition(".")[2] for key in settings)
+    names = {
+        key: word if last_words[word := key.rpartition(".")[2]] == 1 else ".".join(key.split(".")[-2:])
+        for key in settings
+    }
+    return [
+        ", ".join(f"{names[key]}={_short(values[i])}" for key, values in settings.items())
+        for i in range(len(groups))
+    ]
 
 
 def _tell_apart(groups: list[Group]) -> None:

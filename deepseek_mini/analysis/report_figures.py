@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 from deepseek_mini.analysis import style
 from deepseek_mini.analysis.comparison import percent
@@ -14,11 +14,22 @@ from deepseek_mini.cost.meter import seconds_by_phase
 
 
 def learning(run: Run) -> Figure:
-    """Training and held-out loss, the MTP modules' losses, bits per byte."""
-    figure, (loss, mtp, bits) = style.panels(3)
+    """Training and held-out loss, bits per byte, MTP's losses, and how many drafts would be kept."""
+    depths = run.config.model.mtp.depth
+    figure, (loss, bits, *mtp) = style.panels(4 if depths else 2, width=3.4 if depths else 4.2)
     _training_loss(loss, run, "train/main_loss", "val/loss", "loss, nats")
-    _training_loss(mtp, run, "train/mtp_loss", "val/mtp_loss", "MTP loss, nats")
     _bits(bits, run)
+    if mtp:
+        _training_loss(mtp[0], run, "train/mtp_loss", "val/mtp_loss", "MTP loss, nats")
+        for depth in range(1, depths + 1):
+            name = "val/mtp_acceptance" + (f"_{depth}" if depth > 1 else "")
+            mtp[1].plot(*run.series(name), "o-", markersize=4, label=f"depth {depth}")
+        kept = run.last("val/mtp_acceptance")
+        mtp[1].set_title("MTP drafts kept" + (f": {percent(kept)} at the end" if kept is not None else ""))
+        mtp[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        mtp[1].set_ylim(bottom=0)
+        mtp[1].legend()
+        style.token_axis(mtp[1])
     return figure
 
 

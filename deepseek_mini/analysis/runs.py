@@ -41,7 +41,14 @@ class Run:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Every setting that distinguishes experiments, as `group.key`."""
-        return {key: value for key, value in flatten(self.config).items() if not _neutral(key)}
+        return {key: value for key, value in flatten(self.config).items() if not is_neutral(key)}
+
+    @cached_property
+    def overrides(self) -> dict[str, str]:
+        """The words of its command line, `key=value`."""
+        path = self.path / run_files.OVERRIDES
+        words = path.read_text().splitlines() if path.exists() else []
+        return {key: value for key, _, value in (word.partition("=") for word in words)}
 
     @cached_property
     def ledger(self) -> list[dict[str, Any]]:
@@ -125,7 +132,8 @@ def flatten(settings: object, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _neutral(key: str) -> bool:
+def is_neutral(key: str) -> bool:
+    """Whether a setting changes nothing of what is computed but the draw."""
     return key in NEUTRAL or key.partition(".")[0] in NEUTRAL
 
 

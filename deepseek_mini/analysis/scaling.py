@@ -85,18 +85,23 @@ def fit_scaling(flops: Sequence[float], losses: Sequence[float], alpha: float) -
 
 
 def fit_trend(flops: Sequence[float], fractions: Sequence[float], alpha: float) -> dict[str, Any]:
-    """How a variant's relative difference in loss changes with each tenfold compute, and a plain verdict."""
-    line = fit_line(np.log10(flops).tolist(), fractions)
-    reach = line.slope_reach(alpha)
-    shown = abs(line.slope) > reach
-    towards = "the variant" if line.slope < 0 else "the baseline"
-    verdict = f"with compute the difference moves towards {towards}" if shown else "no trend shown"
+    """How a variant's relative difference in loss moves with compute, and where the line ends at the largest.
+
+    A point is a seed's difference at a size. The line at the largest size draws on all of them.
+    """
+    line, largest = fit_line(np.log10(flops).tolist(), fractions), math.log10(max(flops))
+    slope, end = line.slope_reach(alpha), line.reach(largest, alpha)
+    trend = {"mean": line.slope, "low": line.slope - slope, "high": line.slope + slope}
+    at_largest = {"mean": line.at(largest), "low": line.at(largest) - end, "high": line.at(largest) + end}
     return {
         "flops": list(flops),
         "fractions": list(fractions),
-        "per_tenfold": line.slope,
-        "per_tenfold_low": line.slope - reach,
-        "per_tenfold_high": line.slope + reach,
-        "shown": shown,
-        "verdict": verdict,
+        "per_tenfold": trend | {"shown": _leaves_out_zero(trend)},
+        "at_largest": at_largest | {"flops": max(flops), "shown": _leaves_out_zero(at_largest)},
+        "line": asdict(line),
+        "alpha": alpha,
     }
+
+
+def _leaves_out_zero(interval: dict[str, float]) -> bool:
+    return interval["low"] > 0 or interval["high"] < 0

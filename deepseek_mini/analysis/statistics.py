@@ -72,6 +72,7 @@ def t_cdf(x: float, freedom: float) -> float:
     return 0.5 + scale * integral
 
 
+@functools.lru_cache(maxsize=256)
 def t_quantile(p: float, freedom: float) -> float:
     """The x with P(T <= x) = p, for p of at least 1/2."""
     assert 0.5 <= p < 1, p

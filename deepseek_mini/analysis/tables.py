@@ -1,10 +1,15 @@
 """The tables of a comparison, for the terminal and for Markdown."""
 
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from deepseek_mini.analysis import provenance
 from deepseek_mini.analysis.comparison import percent
 from deepseek_mini.analysis.figures import FIGURES
+from deepseek_mini.analysis.runs import Run
 from deepseek_mini.analysis.style import short
 
 NOTHING = "\u2013"
@@ -39,10 +44,11 @@ def loss_table(result: dict[str, Any]) -> TextTable:
                 NOTHING if deviation is None else f"{deviation:.4f}",
                 f"{judged['mean_fraction']:+.2%}" if judged else NOTHING,
                 f"{judged['low_fraction']:+.2%} to {judged['high_fraction']:+.2%}" if judged else NOTHING,
+                percent(judged["detectable_fraction"]) if judged else NOTHING,
             ]
         )
     confidence = f"{1 - result['alpha']:.0%} interval"
-    return TextTable(metric, ["", "seeds", "mean", "sd", "difference", confidence], rows)
+    return TextTable(metric, ["", "seeds", "mean", "sd", "difference", confidence, "can show"], rows)
 
 
 def figure_table(result: dict[str, Any]) -> TextTable:
@@ -79,9 +85,22 @@ def verdicts(result: dict[str, Any]) -> list[str]:
             f"{fit['exponent_high']:.3f}); at {then['flops']:.2g} FLOPs {then['loss']:.3f} "
             f"({then['low']:.3f} to {then['high']:.3f})"
         )
-    for name, trend in scaling["trends"].items():
-        lines.append(f"{name}: {trend['per_tenfold']:+.2%} for each tenfold compute; {trend['verdict']}")
-    return lines
+    return lines + [f"{name}: {_trend(trend)}" for name, trend in scaling["trends"].items()]
+
+
+def _trend(trend: dict[str, Any]) -> str:
+    """The difference at the largest size by the line through all, then how it moves with compute."""
+    end, slope = trend["at_largest"], trend["per_tenfold"]
+    level = ("lower" if end["mean"] < 0 else "higher") if end["shown"] else "no difference shown"
+    way = f"moves towards {'the variant' if slope['mean'] < 0 else 'the baseline'} with compute"
+    return (
+        f"by the trend over sizes {_interval(end)} at {end['flops']:.2g} FLOPs: {level}; {_interval(slope)} "
+        f"for each tenfold compute: {way if slope['shown'] else 'no trend shown'}"
+    )
+
+
+def _interval(fact: dict[str, float]) -> str:
+    return f"{fact['mean']:+.2%} ({fact['low']:+.2%} to {fact['high']:+.2%})"
 
 
 def footnotes(result: dict[str, Any]) -> list[str]:
@@ -97,26 +116,53 @@ def footnotes(result: dict[str, Any]) -> list[str]:
         together = f", all {variants} together (Bonferroni)" if variants > 1 else ""
         lines.append(
             f"Difference: variant minus baseline, {' and '.join(sorted(methods))}; Student's t intervals "
-            f"of {1 - result['alpha']:.0%} confidence{together}. Could have shown: the true difference that "
+            f"of {1 - result['alpha']:.0%} confidence{together}. Can show: the smallest true difference that "
             f"such a design finds {percent(result['power'])} of the time, at the spread seen."
         )
     if result["budget"] is not None:
-        lines.append(
-            f"Read at {short(result['budget'])} {result['at']}, the most that all reached; a schedule "
-            "planned for longer had not yet lowered its learning rate there."
-        )
+        cut = "; a schedule planned for longer had not yet lowered its learning rate there"
+        more = cut if result["cut_short"] else ""
+        lines.append(f"Read at {short(result['budget'])} {result['at']}, the most that all reached{more}.")
     return lines + result["notes"]
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """All of it as a page, for docs/results."""
-    parts = ["# Comparison", "\n".join(f"- {line}" for line in verdicts(result))]
+def markdown(result: dict[str, Any], runs: list[Run], notes: Sequence[str] = ()) -> str:
+    """All of it as a page: question, commands, verdicts, tables, pictures and provenance."""
+    title, remarks = provenance.question(runs)
+    commands = [provenance.training_command(runs), result.get("command")]
+    known = [f"    {command}" for command in commands if command]
+    parts = [
+        f"# {title}",
+        remarks,
+        "\n".join(known),
+        _bullets([*verdicts(result), *other_differences(result)]),
+    ]
     for table in make_tables(result):
         lines = [table.header, ["---"] + ["---:"] * (len(table.header) - 1), *table.rows]
         parts.append(f"## {table.title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines))
-    parts += [f"![{name}]({name})" for name in result["plots"]]
-    parts += ["\n".join(f"- {line}" for line in [f"corpus {result['corpus']}", *footnotes(result)])]
+    parts += [f"![{Path(name).stem}]({name})" for name in result["plots"]]
+    parts += ["## How", _bullets([*footnotes(result), *notes, *provenance.facts(runs)])]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def other_differences(result: dict[str, Any]) -> list[str]:
+    """The other figures of an evaluation whose interval leaves out zero."""
+    titles = {figure.name: figure.title for figure in FIGURES}
+    lines = []
+    for group in result["groups"]:
+        for name, judged in (group["differences"] or {}).items():
+            derived = name == "val/bpb" and result["metric"] == "val/loss"
+            if judged and judged["shown"] and name != result["metric"] and not derived:
+                word = "lower" if judged["mean"] < 0 else "higher"
+                low, high = sorted((abs(judged["low"]), abs(judged["high"])))
+                mean, *ends = (_number(name, abs(value)) for value in (judged["mean"], low, high))
+                lines.append(f"{group['label']}: {titles[name]} is {word} by {mean} ({' to '.join(ends)})")
+    return lines
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    wrapper = textwrap.TextWrapper(118, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join(map(wrapper.fill, lines))
 
 
 def _names(result: dict[str, Any]) -> list[str]:
@@ -130,4 +176,4 @@ def _number(name: str, value: float | None) -> str:
         return NOTHING
     if name in ("val/loss", "val/bpb", "val/mtp_loss"):
         return f"{value:.4f}"
-    return percent(value) if name == "mtp_acceptance" else short(value)
+    return percent(value) if name == "val/mtp_acceptance" else short(value)

@@ -3,7 +3,7 @@
 Parameters and FLOPs are exact. Memory and time are estimates, and the text says what they assume.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -92,18 +92,23 @@ def _assert_counts(config: ModelConfig) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Widths:
-    """Bytes per element of what the backward pass needs, and how often a product's input is copied."""
+    """Bytes per element of what the backward pass needs."""
 
     norm: int
     product: int
     attention: int
-    casts: int
+    cheap: int
+    """1 where results of norms, MLA's up-projections and SwiGLU are kept, 0 where they are made again."""
+    inner: int
+    """Tensors as wide as a routed expert that its SwiGLU keeps."""
 
 
-def _widths(device: torch.device, dtype: torch.dtype) -> _Widths:
-    """Norms and the gate are FP32; so is attention on a CPU. Below FP32 projections cast their inputs."""
+def _widths(device: torch.device, dtype: torch.dtype, recompute: Recompute) -> _Widths:
+    """Norms and the gate are FP32; so is attention on a CPU, whose loop over experts keeps no product."""
     attention = 4 if device.type == "cpu" else dtype.itemsize
-    return _Widths(norm=4, product=dtype.itemsize, attention=attention, casts=1 if dtype.itemsize == 4 else 2)
+    v3 = recompute is Recompute.v3
+    inner = 2 if v3 or device.type == "cpu" else 5
+    return _Widths(norm=4, product=dtype.itemsize, attention=attention, cheap=0 if v3 else 1, inner=inner)
 
 
 def _activation_bytes(config: Config, device: torch.device, dtype: torch.dtype) -> int:
@@ -111,14 +116,14 @@ def _activation_bytes(config: Config, device: torch.device, dtype: torch.dtype) 
 
     Each head keeps the gradients of its input and weight, which it forms in the forward pass.
     """
-    model, width = config.model, _widths(device, dtype)
+    model, width = config.model, _widths(device, dtype, config.trainer.recompute)
     depth = model.mtp.depth
     sequences = config.trainer.micro_batch_size or config.data.batch_size
     tokens = sequences * config.data.sequence_length
     attention = _attention_bytes(model, width)
     dense, moe = attention + _dense_bytes(model, width), attention + _moe_bytes(model, width)
     outputs = (1 + depth) * (4 * model.vocab_size + tokens * (width.norm + width.product)) * model.dim
-    mtp_inputs = depth * tokens * (4 * width.norm + 2 * width.product) * model.dim
+    mtp_inputs = depth * tokens * (4 * width.norm + 2 * width.cheap * width.product) * model.dim
     if config.trainer.recompute is Recompute.full:
         block_inputs = (model.n_layers + depth) * width.norm * model.dim
         return outputs + mtp_inputs + tokens * (block_inputs + max(dense, moe))
@@ -128,28 +133,29 @@ def _activation_bytes(config: Config, device: torch.device, dtype: torch.dtype) 
 
 def _attention_bytes(config: ModelConfig, width: _Widths) -> int:
     """Per token: the norm before, the latents with their norms, and queries, keys, values and output."""
-    inputs = (width.norm + width.casts * width.product) * config.dim
+    inputs = (width.norm + width.cheap * width.product) * config.dim
     output = width.product * config.n_heads * config.v_head_dim
     if config.attention is not Attention.mla:
         return inputs + output + width.attention * 4 * config.n_heads * config.v_head_dim
-    latents = (width.norm + width.product) * (config.q_lora_rank + config.kv_lora_rank)
-    heads = width.attention * 2 * config.n_heads * (config.qk_head_dim + config.v_head_dim)
-    return inputs + latents + width.norm * config.qk_rope_head_dim + heads + output
+    latent = width.norm + width.product if width.cheap else width.product
+    latents = latent * (config.q_lora_rank + config.kv_lora_rank) + width.norm * config.qk_rope_head_dim
+    heads = width.cheap * (2 * config.qk_head_dim + config.v_head_dim) + config.v_head_dim
+    return inputs + latents + width.attention * config.n_heads * heads + output
 
 
 def _dense_bytes(config: ModelConfig, width: _Widths) -> int:
     """Per token: the norm before the MLP, and its inner activations."""
-    inputs = (width.norm + width.casts * width.product) * config.dim
-    return inputs + 4 * width.product * config.inter_dim
+    inputs = (width.norm + width.cheap * width.product) * config.dim
+    return inputs + (2 + 2 * width.cheap) * width.product * config.inter_dim
 
 
 def _moe_bytes(config: ModelConfig, width: _Widths) -> int:
     """Per token: the norm, the gate, and of each expert it visits the input and the inner activations."""
-    copies = width.casts * width.product + (width.casts - 1) * width.norm
+    copies = width.product if width.product == width.norm else width.product + width.norm
     gate = width.norm * config.n_routed_experts
-    routed = config.n_activated_experts * (config.dim + 2 * config.moe_inter_dim)
-    shared = 4 * config.n_shared_experts * config.moe_inter_dim
-    return (width.norm + copies) * config.dim + gate + width.product * (routed + shared)
+    routed = config.n_activated_experts * (config.dim + width.inner * config.moe_inter_dim)
+    shared = (2 + 2 * width.cheap) * config.n_shared_experts * config.moe_inter_dim
+    return (width.norm + width.cheap * copies) * config.dim + gate + width.product * (routed + shared)
 
 
 def _parameter_lines(config: ModelConfig) -> list[str]:
@@ -178,6 +184,10 @@ def _memory_lines(config: Config, device: torch.device, dtype: torch.dtype) -> l
     available = total_memory(device)
     if available is not None:
         lines.append(f"  {'this device has':<24}{available / 2**30:>14,.2f} GiB")
+    for choice in (choice for choice in Recompute if choice is not config.trainer.recompute):
+        other = replace(config, trainer=replace(config.trainer, recompute=choice))
+        activations = estimate_memory(other, device, dtype)["activations"] / 2**30
+        lines.append(f"  {activations:,.2f} GiB of activations with trainer.recompute={choice}")
     return lines
 
 

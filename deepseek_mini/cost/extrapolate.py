@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from deepseek_mini.config import ModelConfig
 from deepseek_mini.cost.breakdown import layer_activation_bytes, rank_memory, step_shares
-from deepseek_mini.cost.claims import Claim, popular_claims
+from deepseek_mini.cost.claim import Claim
+from deepseek_mini.cost.claims import popular_claims
 from deepseek_mini.cost.draws import LAYOUT, Triangular, central, one_at_a_time, run_priors, sample
 from deepseek_mini.cost.flops import flops_per_token
 from deepseek_mini.cost.layer_profile import LayerProfile
@@ -107,8 +108,16 @@ def extrapolate(
         shares=shares,
         memory=memory,
         tornado=_tornado(plan, profile, profile_shape, priors) if layers.run is not None else [],
-        claims=_claims(plan, layers, v3),
+        claims=_claims(plan, layers, v3, shares),
     )
+
+
+def v3_claims(plan: Plan, profile: LayerProfile, profile_shape: Shape, v3: ModelConfig) -> list[Claim]:
+    """The claims about V3 alone, by the plan of its own run."""
+    priors = run_priors()
+    middle = Costs(plan, profile, profile_shape, central(priors))
+    shares = step_shares(middle, step_time(middle, MIDDLE_LAYOUT))
+    return _claims(plan, layer_tier(plan, profile, profile_shape, sample(priors, N_DRAWS)), v3, shares)
 
 
 def carried_over_hours(plan: Plan, mfu: float) -> float:
@@ -139,10 +148,9 @@ def _metered(costs: Costs) -> NDArray[np.float64]:
     return run_hours(costs.plan, steady, costs.draws, 0.0).metered
 
 
-def _claims(plan: Plan, layers: Tier, v3: ModelConfig) -> list[Claim]:
+def _claims(plan: Plan, layers: Tier, v3: ModelConfig, shares: dict[str, float]) -> list[Claim]:
     """The table is about V3: it needs V3's own lines."""
     if plan.model != "v3_671b" or layers.run is None or not plan.later:
         return []
-    return popular_claims(
-        v3, {name: float(np.median(hours)) for name, hours in layers.run.lines.items()}, plan.later
-    )
+    hours = {name: float(np.median(values)) for name, values in layers.run.lines.items()}
+    return popular_claims(v3, hours, plan.later, shares["bubble"])

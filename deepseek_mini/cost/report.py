@@ -247,8 +247,9 @@ def _this_run(result: Extrapolation) -> list[str]:
 def _claims(result: Extrapolation) -> list[str]:
     if not result.claims:
         return []
-    rows = [(claim.claim, claim.says) for claim in result.claims]
-    return ["<h2>Popular claims, and what the model says</h2>", _table(("claim", "model"), rows)]
+    rows = [(claim.claim, claim.verdict, claim.published, claim.says) for claim in result.claims]
+    head = ("claim", "verdict", "primary source", "model")
+    return ["<h2>Popular claims, and what the model says</h2>", _table(head, rows)]
 
 
 def _picture(figure: Figure) -> str:

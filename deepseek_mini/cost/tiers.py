@@ -98,7 +98,14 @@ def layer_tier(plan: Plan, profile: LayerProfile, profile_shape: Shape, draws: D
 
 def layer_profile_applies(plan: Plan, profile: LayerProfile) -> str | None:
     """Why the profile says nothing about the plan's GPUs; None if it does."""
-    measured, wanted = find_gpu(profile.device), plan.cluster.gpu
+    wanted = plan.cluster.gpu
+    try:
+        measured = find_gpu(profile.device)
+    except ValueError:
+        return (
+            f"{profile.name}: {profile.label}; {profile.device} is none of the GPUs of "
+            f"deepseek_mini/cost/data/devices.csv, and says nothing about {wanted.name}"
+        )
     if (measured.bf16, measured.fp8, measured.memory_gbps) == (wanted.bf16, wanted.fp8, wanted.memory_gbps):
         return None
     return (

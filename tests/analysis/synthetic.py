@@ -32,6 +32,7 @@ def write_run(
     config = replace(_compose(overrides), seed=seed)
     folder.mkdir(parents=True)
     (folder / run_files.CONFIG).write_text(run_files.config_text(config))
+    (folder / run_files.OVERRIDES).write_text("".join(f"{word}\n" for word in [*overrides, f"seed={seed}"]))
     environment = {"corpus_hash": corpus, "git_commit": "0" * 40, "torch": "2.13.0", "device": "CPU"}
     (folder / run_files.ENVIRONMENT).write_text(json.dumps(environment))
     rows, ledger = [], []
@@ -82,5 +83,9 @@ def write_experts(run: Path, n_layers: int = 2, n_experts: int = 8, bias: bool =
             together[layer, x, y] += 1
         for x in (a, b):
             by_kind[kinds[token], layer, x] += 1
-    facts = {"step": str(STEPS), "kinds": json.dumps(["word", "number", "end"])}
-    save_file({"together_LEE": together, "kinds_KLE": by_kind}, run / run_files.ROUTING, facts)
+    names = [f"{folder}/{i}.txt" for folder in ("prose", "tables") for i in range(4)]
+    by_document = generator.integers(0, 9, (len(names), n_layers, n_experts)).astype(np.int32)
+    reach = np.array([[250, 250]] * n_layers, dtype=np.int32)
+    facts = {"kinds": json.dumps(["word", "number", "end"]), "documents": json.dumps(names)}
+    tables = {"together_LEE": together, "kinds_KLE": by_kind, "documents_DLE": by_document, "reach_LG": reach}
+    save_file(tables, run / run_files.ROUTING, {"step": str(STEPS), **facts})

@@ -31,11 +31,22 @@ def test_a_new_size_is_less_certain_than_the_line_and_more_so_further_away() -> 
 
 def test_a_trend_is_told_from_none() -> None:
     falling = fit_trend(FLOPS, [0.01, 0.004, -0.002, -0.008], alpha=0.05)
-    assert falling["shown"]
-    assert "towards the variant" in falling["verdict"]
+    assert falling["per_tenfold"]["shown"]
+    assert falling["per_tenfold"]["mean"] == pytest.approx(-0.006 / math.log10(4))
+    assert falling["at_largest"]["mean"] == pytest.approx(-0.008)
+    assert falling["at_largest"]["shown"]
     none = fit_trend(FLOPS, [0.01, -0.01, 0.012, -0.008], alpha=0.05)
-    assert not none["shown"]
-    assert none["verdict"] == "no trend shown"
+    assert not none["per_tenfold"]["shown"]
+    assert not none["at_largest"]["shown"]
+
+
+def test_variants_without_an_effect_show_a_trend_or_a_level_at_the_stated_rate() -> None:
+    generator, shown = random.Random(1), [0, 0]
+    for _ in range(1000):
+        trend = fit_trend(FLOPS * 3, [generator.gauss(0, 0.01) for _ in range(12)], alpha=0.05)
+        shown[0] += trend["per_tenfold"]["shown"]
+        shown[1] += trend["at_largest"]["shown"]
+    assert [count / 1000 for count in shown] == pytest.approx([0.05, 0.05], abs=0.025)
 
 
 def test_sizes_that_hardly_differ_are_no_ladder() -> None:

@@ -17,7 +17,9 @@ from deepseek_mini.cost import estimate
 from deepseek_mini.cost.estimate import describe_run, estimate_memory, estimate_seconds
 from deepseek_mini.cost.flops import flops_per_token, mtp_params, total_params
 from deepseek_mini.cost.hardware import Peak
-from deepseek_mini.model.transformer import build_model, recompute_blocks
+from deepseek_mini.model.recompute import recompute
+from deepseek_mini.model.transformer import build_model
+from live_memory import LiveMemory
 
 CPU = torch.device("cpu")
 SMALL = ModelConfig(
@@ -51,35 +53,26 @@ def small_run(recompute: Recompute = Recompute.none) -> Config:
 
 
 def kept_bytes(config: Config, dtype: torch.dtype) -> int:
-    """Bytes of all storages, but the parameters', that one forward pass keeps for the backward pass."""
+    """Bytes that one forward pass keeps for the backward pass."""
     model = build_model(config.model, CPU, seed=0)
-    if config.trainer.recompute is Recompute.full:
-        recompute_blocks(model)
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        address = tensor.untyped_storage().data_ptr()
-        if address not in parameters:
-            kept[address] = tensor
-        return tensor
-
+    recompute(model, config.trainer.recompute)
     tokens = torch.randint(
         0, config.model.vocab_size, (config.data.batch_size, config.data.sequence_length + 1)
     )
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
+    with LiveMemory(*model.parameters(), *model.buffers(), tokens) as memory, autocast:
         losses = model.losses(tokens, torch.zeros_like(tokens))
-    assert losses.main_sum.isfinite()
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        assert losses.main_sum.isfinite()
+        return memory.bytes()
 
 
 @pytest.mark.parametrize("attention", [Attention.mla, Attention.gqa])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("again", [Recompute.none, Recompute.v3])
 def test_estimated_activations_are_within_a_fifth_of_what_autograd_keeps(
-    attention: Attention, dtype: torch.dtype
+    again: Recompute, attention: Attention, dtype: torch.dtype
 ) -> None:
-    config = small_run()
+    config = small_run(again)
     config.model = dataclasses.replace(SMALL, attention=attention)
     memory = estimate_memory(config, CPU, dtype)
     estimated = memory["activations"] + memory.get("weights in BF16", 0)
@@ -91,6 +84,19 @@ def test_recompute_is_estimated_to_keep_the_block_inputs_and_one_block() -> None
     recomputed = estimate_memory(small_run(Recompute.full), CPU, torch.float32)["activations"]
     everything = estimate_memory(small_run(), CPU, torch.float32)["activations"]
     assert kept < recomputed < everything / 2
+
+
+def test_check_shows_what_each_kind_of_recomputation_would_keep() -> None:
+    activations = {
+        choice: estimate_memory(small_run(choice), CPU, torch.float32)["activations"] for choice in Recompute
+    }
+    assert activations[Recompute.v3] < 0.7 * activations[Recompute.none]
+    config = small_run()
+    config.model = dataclasses.replace(SMALL, dim=4096)
+    text = describe_run(config)
+    assert "GiB of activations with trainer.recompute=v3" in text
+    assert "GiB of activations with trainer.recompute=full" in text
+    assert "recompute=none" not in text
 
 
 def test_fp32_state_is_sixteen_bytes_per_parameter() -> None:
