@@ -116,13 +116,18 @@ def print_tables(result: dict[str, Any]) -> None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    from deepseek_mini.analysis.figures import CURVES, At
+    from deepseek_mini.analysis.figures import CURVES, SMOOTHED, At
 
     parser = argparse.ArgumentParser(prog="compare.py", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or a folder of them")
     add("--baseline", type=Path, metavar="RUN", help="compare with this run's settings, not the first one's")
-    add("--metric", choices=CURVES[:3], default="val/loss", help="what the verdict is on (val/loss)")
+    add(
+        "--metric",
+        choices=(*CURVES[:3], SMOOTHED),
+        default="val/loss",
+        help="what the verdict is on (val/loss)",
+    )
     add("--at", choices=get_args(At), default="end", help="where: at the end, or at the most that all spent")
     add("--family", action="append", default=[], metavar="KEY", help="of a ladder: the setting under test")
     add("--alpha", type=float, default=0.05, help="chance of any false difference in the table (0.05)")

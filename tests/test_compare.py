@@ -25,7 +25,7 @@ def load_script(name: str) -> ModuleType:
 
 compare = load_script("compare")
 MHA = "model.attention=mha"
-MINUTE_SHAPE = ("model.n_heads=4", "model.n_kv_heads=2", "model.n_expert_groups=4", "trainer.max_steps=40")
+SHAPE = ("model.n_heads=4", "model.n_expert_groups=4", "trainer.max_steps=40")
 
 
 def compare_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
@@ -224,9 +224,8 @@ def write_ladder(folder: Path, seeds: int) -> list[Path]:
     return runs
 
 
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_a_ladder_is_found_fitted_and_judged_by_its_trend(tmp_path, capsys, seeds):
-    runs = write_ladder(tmp_path, seeds)
+def test_a_ladder_is_found_fitted_and_judged_by_its_trend(tmp_path, capsys):
+    runs = write_ladder(tmp_path, seeds=2)
     result = compare_json(capsys, *runs, "--out", tmp_path / "out")
     scaling = result["scaling"]
     assert list(scaling["fits"]) == ["attention=mla", "attention=mha"]
@@ -235,18 +234,19 @@ def test_a_ladder_is_found_fitted_and_judged_by_its_trend(tmp_path, capsys, seed
     assert 0.03 < fit["exponent"] < 0.11
     (trend,) = scaling["trends"].values()
     assert list(scaling["trends"]) == ["attention=mha"]
-    assert len(trend["fractions"]) == 3 * seeds
+    assert len(trend["fractions"]) == 6
     assert trend["at_largest"]["mean"] == pytest.approx(0.02, abs=0.003)
     assert trend["at_largest"]["shown"]
     assert not trend["per_tenfold"]["shown"]
     assert result["plots"] == ["curves.png", "differences.png", "scaling.png"]
     for name in result["plots"]:
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
-    assert "at_largest" in trend
     page = (tmp_path / "out" / "comparison.md").read_text()
     assert "attention=mha: by the trend over sizes +2.0" in page
-    labels = [group["label"] for group in result["groups"]]
-    assert labels[0] == "attention=mla, scale=0.5"
+    assert result["groups"][0]["label"] == "attention=mla, scale=0.5"
+    one_seed = [run for run in runs if run.name.endswith("-0")]
+    (trend,) = compare_json(capsys, *one_seed)["scaling"]["trends"].values()
+    assert len(trend["fractions"]) == 3
     named = compare_json(capsys, *runs, "--family", "model.attention")
     assert named["scaling"] == scaling
 
@@ -267,26 +267,26 @@ def test_without_json_tables_verdicts_and_a_page_are_written(tmp_path, capsys, m
 
 def test_a_page_has_question_commands_pictures_and_provenance(tmp_path, capsys):
     runs = []
-    for kind in ("mla", "mha", "gqa", "mqa"):
+    for shared in (1, 0):
         for seed in range(3):
-            keys = ("experiment=ablate_attention", f"model.attention={kind}", *MINUTE_SHAPE)
-            runs.append(write_run(tmp_path / f"{kind}-{seed}", *keys, seed=seed, loss=3.0 + seed / 1000))
-            (runs[-1] / "overrides.txt").write_text(
-                "\n".join([*keys[:2], f"seed={seed}", "trainer.max_steps=40"])
-            )
-    page = tmp_path / "docs" / "attention.md"
+            keys = ("experiment=ablate_shared_experts", f"model.n_shared_experts={shared}")
+            loss = 3.0 + seed / 1000
+            runs.append(write_run(tmp_path / f"{shared}-{seed}", *keys, *SHAPE, seed=seed, loss=loss))
+            words = [*keys, f"seed={seed}", "trainer.max_steps=40"]
+            (runs[-1] / "overrides.txt").write_text("\n".join(words))
+    page = tmp_path / "docs" / "shared.md"
     words = [*map(str, runs), "--page", str(page), "--note", "one thread each", "--json"]
     assert compare.main(words) == 0
     assert json.loads(capsys.readouterr().out)["page"] == str(page)
     text = page.read_text()
-    assert text.startswith("# Does latent attention cost or gain loss against MHA")
-    assert "Published: MLA above MHA" in text
-    assert "    python train.py -m experiment=ablate_attention trainer.max_steps=40\n" in text
+    assert text.startswith("# Does an expert that sees every token help? Without it")
+    assert "compare.py --at flops grants" in text
+    assert "    python train.py -m experiment=ablate_shared_experts trainer.max_steps=40\n" in text
     assert f"--page {page}" in text
     assert "- one thread each\n" in text
-    assert "12 runs, 40 to 40 seconds each" in text
+    assert "6 runs, 40 to 40 seconds each" in text
     assert "can show" in text
-    for name in ("attention_curves.png", "attention_differences.png"):
+    for name in ("shared_curves.png", "shared_differences.png"):
         assert f"({name})" in text
         assert (page.parent / name).read_bytes().startswith(b"\x89PNG")
 

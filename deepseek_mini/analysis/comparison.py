@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from deepseek_mini.analysis.figures import CURVES, FIGURES, At, common_budget, run_figures, spent
+from deepseek_mini.analysis.figures import FIGURES, JUDGED, At, common_budget, run_figures, spent
 from deepseek_mini.analysis.groups import Group, differing_settings
 from deepseek_mini.analysis.runs import Run
 from deepseek_mini.analysis.statistics import Difference, paired_difference, unpaired_difference
@@ -52,10 +52,10 @@ def compare(groups: list[Group], baseline: Callable[[Group], Group], design: Des
         if base is not group:
             sides = tables[base.label], table
             design_of_one = replace(design, alpha=alpha)
-            judged = {name: difference(*sides, name, alpha) for name in CURVES}
+            judged = {name: difference(*sides, name, alpha) for name in JUDGED}
             row |= judge(judged[design.metric], sides, design_of_one)
             row["differences"] = {
-                name: _as_json(judged[name], sides[0], name, design_of_one) for name in CURVES
+                name: _as_json(judged[name], sides[0], name, design_of_one) for name in JUDGED
             }
         rows.append(row)
     return {
@@ -91,7 +91,8 @@ def judge(judged: Difference | None, sides: tuple[Table, Table], design: Design)
         way = "--at tokens, flops or seconds compares at a common budget"
         return {"shown": None, "verdict": f"not compared: {amounts[0]} tokens against {amounts[1]}; {way}"}
     if judged is None:
-        return {"shown": None, "verdict": "no verdict: it takes two seeds or more on both sides"}
+        verdict = "no verdict: it takes two seeds or more on both sides"
+        return {"shown": None, "verdict": _of_one_seed(sides, design.metric) + verdict}
     scale = _mean(sides[0], design.metric)
     low, high, mean = judged.low / scale, judged.high / scale, judged.mean / scale
     if judged.low == judged.high == 0:
@@ -108,6 +109,15 @@ def judge(judged: Difference | None, sides: tuple[Table, Table], design: Design)
         "shown": False,
         "verdict": f"no difference shown; this design could have shown {percent(could)}",
     }
+
+
+def _of_one_seed(sides: tuple[Table, Table], metric: str) -> str:
+    """What can be said where the two sides share a single seed."""
+    shared = [seed for seed in sides[0] if seed in sides[1]]
+    values = [side[seed][metric] for seed in shared for side in sides]
+    if len(values) != 2 or values[0] is None or values[1] is None:
+        return ""
+    return f"{values[1] / values[0] - 1:+.2%} with seed {shared[0]}; "
 
 
 def percent(fraction: float) -> str:

@@ -1,6 +1,7 @@
 """Pictures of a comparison: learning curves, differences from the baseline, and the scaling fit."""
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,17 @@ from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from deepseek_mini.analysis import style
 from deepseek_mini.analysis.groups import Group
-from deepseek_mini.analysis.runs import Run
+from deepseek_mini.analysis.runs import SMOOTHED, Run
 from deepseek_mini.analysis.scaling import Line
 from deepseek_mini.analysis.statistics import t_quantile
 
-TITLES = {"val/loss": "held-out loss, nats per token", "val/bpb": "held-out bits per byte"}
+TITLES = {
+    "val/loss": "held-out loss, nats per token",
+    "val/bpb": "held-out bits per byte",
+    SMOOTHED: "training loss, smoothed",
+}
 DPI = 110
+MOST_DOTS = 100
 WINDOW = 0.04
 """Span of the running mean of training losses, as a share of the run."""
 
@@ -129,7 +135,7 @@ def _curve(axes: Axes, group: Group, metric: str, colour: str) -> None:
     tokens = _shared([tokens for tokens, _ in series])
     mean = np.mean([[v for t, v in zip(*s, strict=True) if t in tokens] for s in series], axis=0)
     seeds = f" ({len(series)} seeds)" if len(series) > 1 else ""
-    axes.plot(sorted(tokens), mean, color=colour, marker="o", markersize=3, label=group.label + seeds)
+    axes.plot(sorted(tokens), mean, _style(tokens), color=colour, markersize=3, label=group.label + seeds)
 
 
 def _difference(
@@ -145,7 +151,7 @@ def _difference(
     mean = values.mean(0)
     for row in values:
         axes.plot(tokens, row, color=colour, alpha=0.35, linewidth=0.8)
-    axes.plot(tokens, mean, color=colour, marker="o", markersize=3, label=variant.label)
+    axes.plot(tokens, mean, _style(tokens), color=colour, markersize=3, label=variant.label)
     if len(seeds) > 1:
         n = len(seeds)
         reach = t_quantile(1 - alpha / 2, n - 1) * values.std(0, ddof=1) / math.sqrt(n)
@@ -161,6 +167,11 @@ def _fractions(base: Run, variant: Run, metric: str) -> dict[int, float]:
         for tokens, value in zip(*variant.series(metric), strict=True)
         if tokens in there
     }
+
+
+def _style(points: Collection[int]) -> str:
+    """Dots where points can be told apart."""
+    return "o-" if len(points) < MOST_DOTS else "-"
 
 
 def _shared(columns: list[list[int]]) -> set[int]:

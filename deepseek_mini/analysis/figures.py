@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from deepseek_mini.analysis.runs import Run, kv_bytes_per_token
+from deepseek_mini.analysis.runs import SMOOTHED, Run, kv_bytes_per_token
 
 At = Literal["end", "tokens", "flops", "seconds"]
 """Where curves are read: at each run's end, or at the largest budget that all runs reached."""
@@ -25,6 +25,7 @@ FIGURES = (
     Figure("val/loss", "held-out loss, nats per token", True),
     Figure("val/bpb", "held-out bits per byte", True),
     Figure("val/mtp_loss", "held-out MTP loss", True),
+    Figure(SMOOTHED, "training loss, smoothed, last quarter", True),
     Figure("tokens", "tokens"),
     Figure("flops", "training FLOPs", True),
     Figure("tokens_per_second", "tokens/s, median step", False),
@@ -40,6 +41,8 @@ FIGURES = (
 )
 CURVES = ("val/loss", "val/bpb", "val/mtp_loss", "val/max_violation", "val/mtp_acceptance")
 """Figures of an evaluation, which can be read at a budget."""
+JUDGED = (*CURVES, SMOOTHED)
+"""Figures whose differences are judged."""
 
 
 def run_figures(run: Run, at: At = "end", budget: float | None = None) -> dict[str, float | None]:
@@ -48,7 +51,7 @@ def run_figures(run: Run, at: At = "end", budget: float | None = None) -> dict[s
 
     tokens = float(run.rows[-1]["tokens"])
     rates, memory = run.series("perf/tokens_per_second")[1], run.series("perf/memory_gib")[1]
-    violations = run.series("moe/max_violation")[1]
+    violations, smoothed = run.series("moe/max_violation")[1], run.series(SMOOTHED)[1]
     measured: dict[str, float | None] = {
         "tokens": tokens,
         "flops": run.flops_per_token * tokens,
@@ -58,14 +61,18 @@ def run_figures(run: Run, at: At = "end", budget: float | None = None) -> dict[s
         "kv_bytes_per_token": float(kv_bytes_per_token(run.config.model)),
         "total_params": float(total_params(run.config.model)),
         "active_params": float(run.active_params),
-        "moe/max_violation": statistics.mean(violations[-max(len(violations) // 4, 1) :])
-        if violations
-        else None,
+        "moe/max_violation": _of_last_quarter(violations),
         "moe/dead_experts": run.last("moe/dead_experts"),
     }
     for name in CURVES:
         measured[name] = run.last(name) if budget is None else value_at(run, name, at, budget)
+    at_end = _of_last_quarter(smoothed)
+    measured[SMOOTHED] = at_end if budget is None else value_at(run, SMOOTHED, at, budget)
     return {figure.name: measured[figure.name] for figure in FIGURES}
+
+
+def _of_last_quarter(values: list[float]) -> float | None:
+    return statistics.mean(values[-max(len(values) // 4, 1) :]) if values else None
 
 
 def spent(run: Run, at: At) -> tuple[np.ndarray, np.ndarray]:

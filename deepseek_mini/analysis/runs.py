@@ -19,6 +19,11 @@ NEUTRAL = {
 """Settings in which repetitions of a run may differ: they change nothing of what is computed but the draw."""
 
 
+SMOOTHED = "train/smoothed"
+"""Name of the training loss under an exponential moving average, as V3 compares precisions (appendix B.1)."""
+SMOOTHING = 0.9
+
+
 @dataclass
 class Run:
     """The records of one run; a file that is not there yet reads as empty."""
@@ -71,6 +76,9 @@ class Run:
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Tokens and values of a figure, wherever it is known."""
+        if name == SMOOTHED:
+            tokens, losses = self.series("train/main_loss")
+            return tokens, moving_average(losses, SMOOTHING)
         known = [(row["tokens"], row[name]) for row in self.rows if row.get(name) is not None]
         return [tokens for tokens, _ in known], [value for _, value in known]
 
@@ -117,6 +125,14 @@ def kv_bytes_per_token(model: ModelConfig) -> int:
     else:
         width = 2 * heads[model.attention] * model.v_head_dim
     return BF16_BYTES * width * model.n_layers
+
+
+def moving_average(values: list[float], factor: float) -> list[float]:
+    """Each mean keeps `factor` of the one before, from the first value on."""
+    means: list[float] = []
+    for value in values:
+        means.append(factor * means[-1] + (1 - factor) * value if means else value)
+    return means
 
 
 def flatten(settings: object, prefix: str = "") -> dict[str, Any]:

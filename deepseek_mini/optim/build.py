@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 import torch
-import torch._dynamo  # torch.optim loads it with its first optimizer: in the ledger an import is an import
 from torch import Tensor, nn
 
 from deepseek_mini.config import Moments, Optimizer, OptimizerConfig

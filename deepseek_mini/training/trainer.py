@@ -1,5 +1,6 @@
 """The training loop: builds the parts from the config, then steps, saves, evaluates, samples and logs."""
 
+import importlib
 import signal
 import time
 from collections.abc import Iterator
@@ -75,6 +76,7 @@ def run(config: Config, run_dir: Path, overrides: list[str]) -> int:
         check_source(config.data)
         precision = choose_backend(config.precision, device, announce)
         run_files.claim(run_dir, config, overrides)
+    importlib.import_module("torch._dynamo")  # as torch.optim does later: the ledger has it among the imports
     with Meter(run_dir / run_files.LEDGER, device_name(device)) as meter:
         return Trainer(config, run_dir, meter, device, device_reason, precision, checkpoint).train()
 

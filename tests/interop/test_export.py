@@ -233,11 +233,11 @@ def test_numbers_that_are_not_finite_are_refused_by_name_and_leave_nothing(kind,
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused_naming_both(tmp_path):
-    config = replace(small_model_config(), vocab_size=200)
+    config = replace(small_model_config(), vocab_size=256)
     run_dir = save_run(tmp_path / "run", random_model(config, 0))
     byte_tokenizer().save(run_dir / run_files.TOKENIZER)
     with pytest.raises(
-        ValueError, match=r"run/tokenizer.json: has 257 ids, and .*config.yaml vocab_size=200"
+        ValueError, match=r"run/tokenizer.json: has 257 ids, and .*config.yaml vocab_size=256"
     ):
         export_run(run_dir, tmp_path / "out", Encoding())
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
