@@ -199,6 +199,8 @@ class ModelConfig:
     group_score: GroupScore = GroupScore.top2
     """Score of an expert group: sum of its two best biased scores (V3) or its best one (V2)."""
     init_std: float = 0.006
+    init_noise: float = 0.0
+    """Disturb each drawn weight by such a share of it: what that does to a loss is a comparison's noise floor."""
     init_from: str | None = None
     """Start from these weights: a run, a checkpoint, an import, or a directory in Hugging Face's layout."""
     moe: MoeConfig = field(default_factory=MoeConfig)
@@ -211,6 +213,7 @@ class ModelConfig:
             *("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "max_seq_len", "original_seq_len"),
         )
         require_at_least("model", self, 0, "n_shared_experts", "q_lora_rank", "n_dense_layers", "mscale")
+        require_at_least("model", self, 0, "init_noise")
         require_positive("model", self, "init_std", "rope_factor", "route_scale", "rope_theta", "beta_slow")
         require(self.rope_theta > 1, f"model.rope_theta={self.rope_theta} must be above 1")
         require(

@@ -23,7 +23,7 @@ from deepseek_mini.model.transformer import Transformer, build_on_meta
 
 HF_CONFIG = "config.json"
 FIRST_CHECKPOINT = f"{run_files.CHECKPOINT_PREFIX}{0:08d}"
-NOT_COMPARED = ("init_from", "init_std", "moe", "mtp", "n_kv_heads")
+NOT_COMPARED = ("init_from", "init_std", "init_noise", "moe", "mtp", "n_kv_heads")
 """Keys that say nothing of what the weights compute, or whose shapes do."""
 FAR_TOO_LARGE = 10
 

@@ -146,12 +146,12 @@ def build_model(config: ModelConfig, device: torch.device, seed: int) -> Transfo
     """An initialised float32 model on `device`."""
     model = build_on_meta(config)
     model.to_empty(device=device)
-    init_parameters(model, config.init_std, seed)
+    init_parameters(model, config.init_std, seed, config.init_noise)
     return model
 
 
 @torch.no_grad()
-def init_parameters(model: Transformer, std: float, seed: int) -> None:
+def init_parameters(model: Transformer, std: float, seed: int, noise: float = 0.0) -> None:
     """Initialise everything.
 
     ==========================  ===========================================
@@ -161,7 +161,8 @@ def init_parameters(model: Transformer, std: float, seed: int) -> None:
     ==========================  ===========================================
 
     Each parameter, and each expert of a stack, draws from a generator of its own, seeded by
-    hash(seed, name): a change to one part of the model leaves the start of all others as it was.
+    hash(seed, name): a change to one part of the model leaves the start of all others as it was. `noise`
+    multiplies each drawn number by 1 + noise * normal(0, 1).
     """
     for gate in model.gates():
         if gate.bias is not None:
@@ -172,12 +173,15 @@ def init_parameters(model: Transformer, std: float, seed: int) -> None:
                 parameter.fill_(1.0)
             elif isinstance(module, RoutedExperts):
                 for expert, matrix in enumerate(parameter):
-                    _fill_normal(matrix, std, seed, f"{name}.{expert}")
+                    _fill_normal(matrix, std, seed, f"{name}.{expert}", noise)
             else:
-                _fill_normal(parameter, std, seed, name)
+                _fill_normal(parameter, std, seed, name, noise)
 
 
-def _fill_normal(parameter: Tensor, std: float, seed: int, name: str) -> None:
+def _fill_normal(parameter: Tensor, std: float, seed: int, name: str, noise: float = 0.0) -> None:
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-    parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+    drawn = torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
+    if noise:
+        drawn *= 1 + noise * torch.randn(parameter.shape, generator=generator)
+    parameter.copy_(drawn)

@@ -68,6 +68,17 @@ def test_each_expert_draws_from_a_generator_of_its_own_name() -> None:
             assert torch.equal(matrix, alone)
 
 
+def test_noise_disturbs_each_weight_by_its_share_and_norms_not_at_all() -> None:
+    clean, noisy = start(tiny()), start(tiny(init_noise=1e-3))
+    for name, values in clean.items():
+        if "norm" in name or name.endswith("bias"):
+            assert torch.equal(values, noisy[name]), name
+        else:
+            shares = (noisy[name] / values - 1).flatten()
+            assert shares.std() == pytest.approx(1e-3, rel=0.5), name
+            assert shares.count_nonzero() > 0.9 * shares.numel(), name
+
+
 def test_the_seed_decides_the_start() -> None:
     first, again, other = start(tiny()), start(tiny()), start(tiny(), seed=1)
     assert all(torch.equal(first[name], again[name]) for name in first)
