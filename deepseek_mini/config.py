@@ -200,7 +200,7 @@ class ModelConfig:
     """Score of an expert group: sum of its two best biased scores (V3) or its best one (V2)."""
     init_std: float = 0.006
     init_noise: float = 0.0
-    """Disturb each drawn weight by such a share of it: what that does to a loss is a comparison's noise floor."""
+    """Disturb each drawn weight by such a share of it, to see the noise floor of a comparison."""
     init_from: str | None = None
     """Start from these weights: a run, a checkpoint, an import, or a directory in Hugging Face's layout."""
     moe: MoeConfig = field(default_factory=MoeConfig)

@@ -86,7 +86,7 @@ part gpu_tests "$python" -m pytest -m gpu -rs tests/kernels tests/precision
 if $on_cpu; then
     part resources to resources.txt "$python" -m deepseek_mini_kernels.compile quantize_activation
 else
-    part kernel_tests "$python" -m pytest -rs tests/kernels tests/precision
+    part kernel_tests "$python" -m pytest -rs tests/kernels
     part resources to resources.txt "$python" -m deepseek_mini_kernels.compile
 fi
 
@@ -108,6 +108,7 @@ if $on_cpu; then
 else
     part bench_kernels to kernels.json "$python" scripts/benchmark.py kernels --json
     part roofline to roofline.md "$python" -m deepseek_mini_kernels.roofline "$out/results/kernels.json"
+    part bench_layers "$python" scripts/benchmark.py layers --shape v3_671b --profile "$out/results/layers_v3_671b.json"
 fi
 part bench_training to training.json "$python" scripts/benchmark.py training model=tiny "${settings[@]}" --rounds $rounds --json
 
