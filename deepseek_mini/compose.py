@@ -191,7 +191,9 @@ def _check_choice(override: Override, options: list[str]) -> None:
         if name not in options:
             guesses = nearest(str(name), options)
             hint = f"; did you mean {group}={guesses[0]}?" if guesses else ""
-            raise ConfigError(f"{override.input_line}: {group} takes one of {', '.join(options)}{hint}")
+            text = f"{override.input_line}: {group} takes one of {', '.join(options)}"
+            legal = textwrap.fill(text, 100, subsequent_indent="    ", break_on_hyphens=False)
+            raise ConfigError(legal + hint)
 
 
 @functools.cache

@@ -20,7 +20,8 @@ def run_dir(tmp_path) -> Path:
     return save_run(tmp_path / "run", random_model(random_config(14), 0))
 
 
-def test_it_says_what_it_wrote(run_dir, tmp_path, capsys):
+def test_it_says_what_it_wrote_even_into_a_directory_that_is_there_and_empty(run_dir, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
     assert export(run_dir, tmp_path / "out", "--max-shard-size", "20KB") == 0
     n_files = len(list((tmp_path / "out").glob("*.safetensors")))
     assert n_files > 1

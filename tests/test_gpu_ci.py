@@ -46,7 +46,7 @@ def run_job(tmp_path: Path, *words: str, failure: str = "") -> tuple[subprocess.
 def test_on_a_gpu_every_backend_trains_and_every_part_runs(tmp_path: Path) -> None:
     done, calls = run_job(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "0 of 17 parts failed" in done.stdout
+    assert "0 of 18 parts failed" in done.stdout
     for model in ("tiny", "small"):
         trained = [call for call in calls if call.startswith("train.py") and f" model={model} " in call]
         ways = [re.findall(r"precision\S*=(\S+)", call) for call in trained]
@@ -57,6 +57,7 @@ def test_on_a_gpu_every_backend_trains_and_every_part_runs(tmp_path: Path) -> No
         assert re.findall(rf"{model}_(\w+)", compared) == ["bf16", "fp8_te", "fp8_triton", "fp8_emulated"]
     assert any("environment --need-hopper" in call for call in calls)
     assert any("benchmark.py kernels --json" in call for call in calls)
+    assert any("benchmark.py layers --shape v3_671b" in call for call in calls)
     assert any("benchmark.py training" in call for call in calls)
     results = tmp_path / "gpu_ci_out" / "results"
     assert {"kernels.json", "tiny_fp8_te.summary.json", "summary.txt"} <= {p.name for p in results.iterdir()}
@@ -69,7 +70,7 @@ def test_a_part_that_fails_fails_the_job_after_all_others_have_run(tmp_path: Pat
     assert re.search(r"train_tiny_fp8_triton +FAILED \(3\)", done.stdout)
     assert re.search(r"bench_training +passed", done.stdout)
     assert "no such thing" in done.stdout
-    assert "2 of 17 parts failed" in (tmp_path / "out" / "results" / "summary.txt").read_text()
+    assert "2 of 18 parts failed" in (tmp_path / "out" / "results" / "summary.txt").read_text()
     assert len(calls) == len(run_job(tmp_path / "right", "out")[1])
 
 

@@ -21,7 +21,8 @@ from deepseek_mini.model.transformer import Transformer
 class SpeculativeDecoder(Decoder):
     """Drafts one token per MTP module; a pass adds from one token to one more than there are drafts.
 
-    Greedy text is that of plain decoding, but for ties within the rounding of the matrix products.
+    Greedy text is that of plain decoding, but for ties within the rounding of the matrix products. A prompt
+    shorter than the number of modules limits the drafts of all rows to its length.
     Raises ValueError for a model without MTP.
     """
 
