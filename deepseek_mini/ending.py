@@ -8,14 +8,18 @@ from io import TextIOWrapper
 USER_ERROR, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
 
 
-def exit_code(work: Callable[[], None]) -> int:
-    """Do a script's work. A ValueError is the user's to mend; what the screen cannot show becomes `?`."""
+class UserError(Exception):
+    """The user's to mend, in scripts where a ValueError may be ours and then keeps its traceback."""
+
+
+def exit_code(work: Callable[[], None], mendable: type[Exception] = ValueError) -> int:
+    """Do a script's work. `mendable` is the user's to mend; what the screen cannot show becomes `?`."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     try:
         work()
         sys.stdout.flush()
-    except ValueError as error:
+    except mendable as error:
         sys.stderr.write(f"error: {error}\n")
         return USER_ERROR
     except KeyboardInterrupt:

@@ -14,25 +14,20 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
-
-class UserError(Exception):
-    """The user's to mend. A ValueError of the drawing is ours, and keeps its traceback."""
+from deepseek_mini.ending import UserError, exit_code
 
 
 def main(argv: list[str]) -> int:
     arguments = _parse(argv)
-    try:
-        result = compare_runs(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return exit_code(lambda: tell(arguments), UserError)
+
+
+def tell(arguments: argparse.Namespace) -> None:
+    result = compare_runs(arguments)
     if arguments.json:
         print(json.dumps(result))
     else:
         print_tables(result)
-    return 0
 
 
 def compare_runs(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -11,9 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-
-class UserError(Exception):
-    """The user's to mend. A ValueError of the drawing is ours, and keeps its traceback."""
+from deepseek_mini.ending import UserError, exit_code
 
 
 def main(argv: list[str]) -> int:
@@ -22,14 +20,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="PAGE.html", help="instead of RUN/report.html")
     parser.add_argument("--figure", type=Path, metavar="PICTURE.png", help="draw one picture, and no page")
     arguments = parser.parse_args(argv)
-    try:
-        print(report(arguments.run, arguments.out, arguments.figure))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code(lambda: print(report(arguments.run, arguments.out, arguments.figure)), UserError)
 
 
 def report(run_dir: Path, out: Path | None, picture: Path | None) -> Path:

@@ -13,9 +13,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-
-class UserError(Exception):
-    """The user's to mend. A ValueError of the drawing is ours, and keeps its traceback."""
+from deepseek_mini.ending import UserError, exit_code
 
 
 def main(argv: list[str]) -> int:
@@ -26,14 +24,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, and write no page")
     arguments = parser.parse_args(argv)
-    try:
-        reproduce(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code(lambda: reproduce(arguments), UserError)
 
 
 def reproduce(arguments: argparse.Namespace) -> None:

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from deepseek_mini.optim.voidable import VoidableOptimizer
 
-class AdamWBf16(torch.optim.Optimizer):
+
+class AdamWBf16(VoidableOptimizer):
     """AdamW computed in float32; only what is kept between steps is rounded, 4 bytes a weight instead of 8.
 
     With beta2 = 0.95 that loses little. With 0.999 most second moments would stand still: a step changes them
@@ -16,17 +18,7 @@ class AdamWBf16(torch.optim.Optimizer):
     def __init__(self, params, lr: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Nothing changes where `found_inf`, PyTorch's protocol for gradient scaling, is set and 1."""
-        void: Tensor | None = getattr(self, "found_inf", None)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    gradient = parameter.grad if void is None else parameter.grad.masked_fill(void > 0, 0.0)
-                    self._update(parameter, gradient, group, 1.0 if void is None else 1.0 - void)
-
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict, live: float | Tensor) -> None:
+    def update(self, parameter: Tensor, gradient: Tensor, group: dict, live: float | Tensor) -> None:
         state, (beta1, beta2) = self.state[parameter], group["betas"]
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)

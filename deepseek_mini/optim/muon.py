@@ -6,6 +6,8 @@ Legend: E matrices of a stack, R rows, C columns.
 import torch
 from torch import Tensor
 
+from deepseek_mini.optim.voidable import VoidableOptimizer
+
 POLYNOMIALS = (
     (8.093369, -23.620430, 17.446152),
     (3.636586, -2.721927, 0.536546),
@@ -18,7 +20,7 @@ Three of them come as close as five steps with Muon's first coefficients, (3.444
 """
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(VoidableOptimizer):
     """Each matrix moves by its orthogonalised momentum; the experts of a stack are orthogonalised at once.
 
     The update is scaled by 0.2 sqrt(max(R, C)), so that its entries are as large as AdamW's and both share
@@ -37,17 +39,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.moment_dtype = moment_dtype
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Nothing changes where `found_inf`, PyTorch's protocol for gradient scaling, is set and 1."""
-        void: Tensor | None = getattr(self, "found_inf", None)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    gradient = parameter.grad if void is None else parameter.grad.masked_fill(void > 0, 0.0)
-                    self._update(parameter, gradient, group, 1.0 if void is None else 1.0 - void)
-
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict, live: float | Tensor) -> None:
+    def update(self, parameter: Tensor, gradient: Tensor, group: dict, live: float | Tensor) -> None:
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter, dtype=self.moment_dtype)

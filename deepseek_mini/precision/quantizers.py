@@ -9,7 +9,6 @@ S assignments in expert order, P tokens with every expert's padded to a multiple
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deepseek_mini_kernels import quantize, swiglu
@@ -17,13 +16,12 @@ from deepseek_mini_kernels.backend import Backend
 from deepseek_mini_kernels.formats import (
     BLOCK,
     E4M3,
-    LARGEST,
     SMALLEST_AMAX,
     SMALLEST_GRADIENT,
     Scales,
     blocks,
 )
-from deepseek_mini_kernels.quantize.naive import pad_groups, scale_of
+from deepseek_mini_kernels.quantize.naive import cast, pad_groups, quantize_weight, scale_of
 from deepseek_mini_kernels.swiglu.naive import swiglu as plain_swiglu
 
 
@@ -140,7 +138,7 @@ class PerTensor(Quantizers):
     def weight(self, w_NK: Tensor) -> tuple[Tensor, Tensor]:
         n, k = w_NK.shape[-2:]
         factor = scale_of(w_NK.abs().amax((-2, -1)), self.scales)[..., None, None]
-        return _cast(w_NK, factor), factor.expand(*w_NK.shape[:-2], blocks(n), blocks(k))
+        return cast(w_NK.float(), factor), factor.expand(*w_NK.shape[:-2], blocks(n), blocks(k))
 
     def weight_and_transpose(self, w_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         values, factors = self.weight(w_NK)
@@ -169,18 +167,10 @@ class BlockGradients(Quantizers):
 def _one_tile(x_MK: Tensor, scales: Scales, smallest: float = SMALLEST_AMAX) -> Tiles:
     """The whole matrix with one factor."""
     factor = scale_of(x_MK.float().abs().amax(), scales, smallest)
-    return Tiles(_cast(x_MK, factor), factor.expand(len(x_MK), blocks(x_MK.shape[1])))
+    return Tiles(cast(x_MK.float(), factor), factor.expand(len(x_MK), blocks(x_MK.shape[1])))
 
 
 def _in_blocks(dy_MN: Tensor, scales: Scales) -> tuple[Tensor, Tensor]:
     """Values, and the factors of their 128x128 blocks for each row."""
-    padded_XBYB = F.pad(dy_MN.float(), (0, -dy_MN.shape[1] % BLOCK, 0, -len(dy_MN) % BLOCK))
-    padded_XBYB = padded_XBYB.unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK))
-    factors_XY = scale_of(padded_XBYB.abs().amax((1, 3)), scales, SMALLEST_GRADIENT)
-    values = _cast(padded_XBYB, factors_XY[:, None, :, None]).flatten(2).flatten(0, 1)
-    factors_MY = factors_XY.repeat_interleave(BLOCK, 0)[: len(dy_MN)]
-    return values[: len(dy_MN), : dy_MN.shape[1]], factors_MY
-
-
-def _cast(x: Tensor, factor: Tensor) -> Tensor:
-    return (x.float() / factor).clamp_(-LARGEST, LARGEST).to(E4M3)
+    values_MN, factors_XY = quantize_weight(dy_MN, scales, SMALLEST_GRADIENT)
+    return values_MN, factors_XY.repeat_interleave(BLOCK, 0)[: len(dy_MN)]

@@ -125,10 +125,8 @@ def restore_moments(
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                name, dtype = (
-                    names[id(parameter)],
-                    getattr(optimizer, "moment_dtype", None) or parameter.dtype,
-                )
+                name = names[id(parameter)]
+                dtype = getattr(optimizer, "moment_dtype", None) or parameter.dtype
                 own = {key: moments[f"{name}/{key}"] for key in _empty_state(optimizer, parameter)}
                 optimizer.state[parameter] = {
                     key: value if key == "step" else value.to(dtype) for key, value in own.items()

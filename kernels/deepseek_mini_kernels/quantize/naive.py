@@ -19,7 +19,7 @@ def quantize_activation(
 ) -> tuple[Tensor, Tensor]:
     padded_MYB = _in_tiles(x_MK.float())
     scale_MY = scale_of(padded_MYB.abs().amax(-1), scales, smallest)
-    q_MYB = _cast(padded_MYB, scale_MY[..., None])
+    q_MYB = cast(padded_MYB, scale_MY[..., None])
     return _out_of_tiles(q_MYB, x_MK.shape[1]), scale_MY
 
 
@@ -32,7 +32,7 @@ def quantize_columns(
 ) -> tuple[Tensor, Tensor]:
     padded_ZBK = pad_groups(x_MK.float(), counts_E).unflatten(0, (-1, BLOCK))
     scale_ZK = scale_of(padded_ZBK.abs().amax(1), scales, smallest)
-    return _cast(padded_ZBK, scale_ZK[:, None]).flatten(0, 1).T.contiguous(), scale_ZK.T
+    return cast(padded_ZBK, scale_ZK[:, None]).flatten(0, 1).T.contiguous(), scale_ZK.T
 
 
 def quantize_rows_and_columns(
@@ -52,11 +52,11 @@ def requantize_columns(
     return quantize_columns(dequantize_activation(q_MK, scale_MY), counts_E, scales, smallest)
 
 
-def quantize_weight(w_NK: Tensor, scales: Scales) -> tuple[Tensor, Tensor]:
+def quantize_weight(w_NK: Tensor, scales: Scales, smallest: float = SMALLEST_AMAX) -> tuple[Tensor, Tensor]:
     n, k = w_NK.shape[-2:]
     padded_XBYB = _in_blocks(w_NK.float())
-    scale_XY = scale_of(padded_XBYB.abs().amax((-3, -1)), scales)
-    q_XBYB = _cast(padded_XBYB, scale_XY[..., :, None, :, None])
+    scale_XY = scale_of(padded_XBYB.abs().amax((-3, -1)), scales, smallest)
+    q_XBYB = cast(padded_XBYB, scale_XY[..., :, None, :, None])
     return _out_of_blocks(q_XBYB, n, k), scale_XY
 
 
@@ -104,7 +104,8 @@ def _next_power_of_two(scale: Tensor) -> Tensor:
     return powers.masked_fill(scale.isnan(), torch.nan)
 
 
-def _cast(x: Tensor, scale: Tensor) -> Tensor:
+def cast(x: Tensor, scale: Tensor) -> Tensor:
+    """The nearest E4M3 numbers of x / scale, float32."""
     return (x / scale).clamp_(-LARGEST, LARGEST).to(E4M3)
 
 
