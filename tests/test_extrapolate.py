@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 import time
@@ -99,6 +100,17 @@ def test_a_cpus_mfu_carried_over_is_labelled_as_no_evidence(v3: dict[str, Any]) 
     hours = 259.99e9 * 14.8e12 / (mfu * 989.4e12) / 3600
     assert v3["mfu_carried_over"]["gpu_hours"] == pytest.approx(hours, rel=1e-3)
     assert "carried" not in json.dumps(v3["tiers"])
+
+
+def test_the_mfu_of_an_fp8_run_is_a_share_of_the_fp8_peak(
+    v3: dict[str, Any], run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "fp8")
+    environment = json.loads((copy / "environment.json").read_text())
+    words = {"precision": "fp8 by triton, fp32 factors; the rest bf16"}
+    (copy / "environment.json").write_text(json.dumps(environment | words))
+    hours = as_json(capsys, copy)["mfu_carried_over"]["gpu_hours"]
+    assert hours == pytest.approx(v3["mfu_carried_over"]["gpu_hours"] * 989.4 / 1978.9, rel=1e-3)
 
 
 def test_the_extrapolation_takes_less_than_ten_seconds_of_processor_time(run_dir: Path) -> None:

@@ -72,8 +72,12 @@ class Extrapolation:
 
     @property
     def carried_over(self) -> float | None:
-        """GPU-hours at this run's own MFU on the target's GPUs."""
-        return None if self.run.mfu is None else carried_over_hours(self.plan, self.run.mfu)
+        """GPU-hours at this run's own MFU on the target's GPUs; an FP8 run's is a share of the FP8 peak."""
+        gpu = self.plan.cluster.gpu
+        tflops = gpu.fp8 if self.run.of_fp8_peak else gpu.bf16
+        if self.run.mfu is None or tflops is None:
+            return None
+        return carried_over_hours(self.plan, self.run.mfu, tflops * 1e12)
 
 
 def extrapolate(
@@ -120,10 +124,10 @@ def v3_claims(plan: Plan, profile: LayerProfile, profile_shape: Shape, v3: Model
     return _claims(plan, layer_tier(plan, profile, profile_shape, sample(priors, N_DRAWS)), v3, shares)
 
 
-def carried_over_hours(plan: Plan, mfu: float) -> float:
-    """GPU-hours of pre-training at an MFU (causal, MTP in) of the cluster's BF16 peak."""
+def carried_over_hours(plan: Plan, mfu: float, peak: float) -> float:
+    """GPU-hours of pre-training at an MFU (causal, MTP in) of a GPU's peak in FLOP/s."""
     flops = plan.tokens * flops_per_token(plan.shape, plan.sequence_length, mtp=True)
-    return flops / (mfu * plan.cluster.peak) / 3600
+    return flops / (mfu * peak) / 3600
 
 
 def _tornado(

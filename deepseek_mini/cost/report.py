@@ -233,7 +233,8 @@ def _rank_rows(result: Extrapolation) -> list[Row]:
 
 def _this_run(result: Extrapolation) -> list[str]:
     run = result.run
-    mfu = "not known (no peak)" if run.mfu is None else f"{run.mfu:.1%}"
+    of_peak = " of the FP8 peak" if run.of_fp8_peak else ""
+    mfu = "not known (no peak)" if run.mfu is None else f"{run.mfu:.1%}{of_peak}"
     return [
         f"<p>{html.escape(run.run)} on {run.devices} x {html.escape(run.device)}: "
         f"{run.tokens_per_second:,.0f} tokens/s and an MFU of {mfu} in the median step; steady state "

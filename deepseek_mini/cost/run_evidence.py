@@ -43,6 +43,8 @@ class RunEvidence:
     """Of the median logged step."""
     mfu: float | None
     """Of the median logged step; None where the device's peak is not known."""
+    of_fp8_peak: bool
+    """Whether MFU counts against the FP8 peak: of a run in FP8 on tensor cores."""
     attempts: int
 
     @property
@@ -84,8 +86,13 @@ def read_run(run_dir: Path) -> RunEvidence:
         model_flops=sum(row["model_flops"] for row in first),
         tokens_per_second=median(rates),
         mfu=median(mfus) if mfus else None,
+        of_fp8_peak=_on_fp8_tensor_cores(run_files.read_environment(run_dir) or {}),
         attempts=max(row["attempt"] for row in rows),
     )
+
+
+def _on_fp8_tensor_cores(environment: dict[str, Any]) -> bool:
+    return str(environment.get("precision", "")).startswith(("fp8 by te", "fp8 by triton"))
 
 
 def _lines(rows: list[dict[str, Any]]) -> list[LedgerLine]:

@@ -49,3 +49,14 @@ def why_not(backend: Backend, precision: PrecisionConfig, device: torch.device) 
 
         return why_not_te(device)
     return why_not_triton(device)
+
+
+def precision_words(precision: PrecisionConfig, dtype: torch.dtype, reason: str) -> str:
+    """The arithmetic of a run in a line. `precision` has a backend that runs; `dtype` is that of the rest."""
+    rest = f"{'bf16, fp32 master weights' if dtype is torch.bfloat16 else 'fp32'} ({reason})"
+    if precision.format is not Format.fp8:
+        return rest
+    plain = PrecisionConfig(Format.fp8, precision.backend, precision.scales)
+    studied = f", granularity {precision.granularity}, sums {precision.accumulation}"
+    how = f"{precision.backend}, {precision.scales} factors{studied if precision != plain else ''}"
+    return f"fp8 by {how}; the rest {rest}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from deepseek_mini import run_files
-from deepseek_mini.config import Config, Format, PrecisionConfig
+from deepseek_mini.config import Config
 from deepseek_mini.cost.flops import active_params, mtp_params, total_params
 from deepseek_mini.cost.hardware import device_name
 from deepseek_mini.cost.meter import device_seconds, read_ledger, seconds_by_phase
@@ -47,17 +47,6 @@ def make_header(trainer: Trainer, device_reason: str, precision: str) -> Header:
         start=_start(trainer.state.step, model.init_from),
         steps=len(plans),
     )
-
-
-def precision_words(precision: PrecisionConfig, dtype: torch.dtype, reason: str) -> str:
-    """The arithmetic of a run in a line. `precision` has the backend that runs."""
-    rest = f"{'bf16, fp32 master weights' if dtype is torch.bfloat16 else 'fp32'} ({reason})"
-    if precision.format is not Format.fp8:
-        return rest
-    plain = PrecisionConfig(Format.fp8, precision.backend, precision.scales)
-    studied = f", granularity {precision.granularity}, sums {precision.accumulation}"
-    how = f"{precision.backend}, {precision.scales} factors{studied if precision != plain else ''}"
-    return f"fp8 by {how}; the rest {rest}"
 
 
 def make_summary(

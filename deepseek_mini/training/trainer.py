@@ -30,7 +30,7 @@ from deepseek_mini.model.recompute import recompute
 from deepseek_mini.model.transformer import build_model
 from deepseek_mini.optim.build import build_optimizers
 from deepseek_mini.optim.schedule import StepPlan, plan_run
-from deepseek_mini.precision.backend import choose_backend
+from deepseek_mini.precision.backend import choose_backend, precision_words
 from deepseek_mini.precision.convert import convert, holding_weights, short_list
 from deepseek_mini.tracking import announce, build_trackers, check_trackers
 from deepseek_mini.training.balance import balance_metrics
@@ -42,7 +42,6 @@ from deepseek_mini.training.report import (
     make_header,
     make_summary,
     peak_memory_gib,
-    precision_words,
     wall_seconds,
 )
 from deepseek_mini.training.resume import find_checkpoint

@@ -6,10 +6,15 @@ import torch
 
 from deepseek_mini.config import (
     Attention,
+    Backend,
     Config,
     DataConfig,
     Device,
+    Format,
     ModelConfig,
+    Moments,
+    OptimizerConfig,
+    PrecisionConfig,
     Recompute,
     TrainerConfig,
 )
@@ -19,6 +24,7 @@ from deepseek_mini.cost.flops import flops_per_token, mtp_params, total_params
 from deepseek_mini.cost.hardware import Peak
 from deepseek_mini.model.recompute import recompute
 from deepseek_mini.model.transformer import build_model
+from deepseek_mini.precision.convert import convert
 from live_memory import LiveMemory
 
 CPU = torch.device("cpu")
@@ -55,6 +61,7 @@ def small_run(recompute: Recompute = Recompute.none) -> Config:
 def kept_bytes(config: Config, dtype: torch.dtype) -> int:
     """Bytes that one forward pass keeps for the backward pass."""
     model = build_model(config.model, CPU, seed=0)
+    convert(model, config.precision)
     recompute(model, config.trainer.recompute)
     tokens = torch.randint(
         0, config.model.vocab_size, (config.data.batch_size, config.data.sequence_length + 1)
@@ -77,6 +84,38 @@ def test_estimated_activations_are_within_a_fifth_of_what_autograd_keeps(
     memory = estimate_memory(config, CPU, dtype)
     estimated = memory["activations"] + memory.get("weights in BF16", 0)
     assert estimated == pytest.approx(kept_bytes(config, dtype), rel=0.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("again", [Recompute.none, Recompute.v3])
+def test_estimated_activations_in_fp8_are_within_a_fifth_of_what_autograd_keeps(
+    again: Recompute, dtype: torch.dtype
+) -> None:
+    config = small_run(again)
+    config.precision = PrecisionConfig(Format.fp8, Backend.emulated)
+    memory = estimate_memory(config, CPU, dtype)
+    estimated = memory["activations"] + memory.get("weights in BF16", 0)
+    assert estimated == pytest.approx(kept_bytes(config, dtype), rel=0.2)
+    config.precision = PrecisionConfig()
+    assert memory["activations"] < estimate_memory(config, CPU, dtype)["activations"]
+
+
+def test_check_of_fp8_says_what_multiplies_what_is_converted_and_what_it_saves() -> None:
+    config = small_run()
+    config.precision = PrecisionConfig(Format.fp8)
+    text = describe_run(config)
+    assert "precision   fp8 by emulated, fp32 factors; the rest " in text
+    assert "fp8: not by triton: " in text
+    assert "in fp8: layers.0-2.attn.{wq_a,wq_b,wkv_a,wkv_b,wo}, " in text
+    assert "GiB of activations with precision=auto" in text
+    assert "weights in FP8" in text
+
+
+def test_moments_in_bf16_take_half_the_memory() -> None:
+    config = small_run()
+    before = estimate_memory(config, CPU, torch.float32)["optimizer moments"]
+    config.optimizer = OptimizerConfig(moments=Moments.bf16)
+    assert 2 * estimate_memory(config, CPU, torch.float32)["optimizer moments"] == before
 
 
 def test_recompute_is_estimated_to_keep_the_block_inputs_and_one_block() -> None:

@@ -168,6 +168,11 @@ def test_config_json_is_deepseeks_own_for_v3_and_reads_back(tmp_path):
     assert replace(read, n_kv_heads=config.n_kv_heads, mtp=config.mtp, moe=config.moe) == config
 
 
+def test_more_dense_layers_than_layers_are_all_of_them_as_in_transformers(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(V3_CONFIG | {"first_k_dense_replace": 99}))
+    assert from_release(tmp_path / "config.json").n_dense_layers == 61
+
+
 def test_shards_are_no_larger_than_asked_and_the_index_tells_of_each(run_dir, tmp_path):
     largest_tensor = max(tensor.nbytes for tensor in own_weights(run_dir).values())
     limit = largest_tensor + 50_000

@@ -186,6 +186,16 @@ def test_copies_of_embedding_and_head_may_be_left_out(copy, tmp_path):
     import_release(copy, tmp_path / "run")
 
 
+def test_scales_may_be_powers_of_two_in_a_byte(copy, tmp_path):
+    edit_tensor(copy, f"{Q_A}_scale_inv", torch.tensor([[0.25, 2.0]]).to(torch.float8_e8m0fnu))
+    weight_map = json.loads((copy / INDEX).read_text())["weight_map"]
+    values = load_file(copy / weight_map[Q_A])[Q_A].float()
+    import_release(copy, tmp_path / "run")
+    imported = load_file(tmp_path / "run/checkpoints/step_00000000/model.safetensors")
+    expected = torch.cat((values[:, :128] * 0.25, values[:, 128:] * 2.0), dim=1)
+    assert torch.equal(imported["layers.0.attn.wq_a.weight"], expected)
+
+
 MEMORY = """
 import resource, sys
 from pathlib import Path

@@ -19,7 +19,7 @@ TOLERANCE = 1e-4
 class Case:
     """Tokens, gate weights and choices, of which one expert gets none and one a single token."""
 
-    def __init__(self, tokens: int = 150, dim: int = 200, inter_dim: int = 130, n_experts: int = 5) -> None:
+    def __init__(self, tokens: int = 140, dim: int = 136, inter_dim: int = 72, n_experts: int = 5) -> None:
         config = ModelConfig(dim=dim, moe_inter_dim=inter_dim, n_routed_experts=n_experts, n_expert_groups=1,
                              n_limited_groups=1, n_activated_experts=2)  # fmt: skip
         self.experts = RoutedExperts(config)

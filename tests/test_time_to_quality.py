@@ -1,0 +1,76 @@
+"""scripts/time_to_quality.py: which seconds count, and who passes."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from deepseek_mini import run_files
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("time_to_quality", ROOT / "scripts/time_to_quality.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+time_to_quality = load_script()
+
+
+def write(run: Path, loss: float | None, training: float, reason: str = "finished") -> Path:
+    """A run that imports for 4 s, starts in 0.5 s, waits for 0.1 s, trains, evaluates and saves."""
+    phases = (
+        *(("start", "startup", 4.0), ("beat", "startup", 0.5), ("beat", "data_wait", 0.1)),
+        *(("beat", "step", training - 1), ("beat", "step", 1.0), ("beat", "evaluate", 2.0)),
+        *(("beat", "checkpoint", 3.0), ("end", "step", 0.0)),
+    )
+    rows = [{"attempt": 1, "event": e, "phase": p, "seconds": s, "steps": 0} for e, p, s in phases]
+    run.mkdir(parents=True)
+    (run / run_files.LEDGER).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / run_files.SUMMARY).write_text(json.dumps({"exit_reason": reason, "final_val_loss": loss}))
+    return run
+
+
+def report(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert time_to_quality.main([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_initialisation_and_training_count_and_nothing_else(tmp_path, capsys) -> None:
+    write(tmp_path / "seed_0", 1.8799, training=6.0)
+    (time,) = report(capsys, str(tmp_path / "seed_0"), "--loss", "1.88")["runs"]
+    assert time["initialisation_seconds"] == pytest.approx(0.5)
+    assert time["training_seconds"] == pytest.approx(6.1)
+    assert time["seconds"] == pytest.approx(6.6)
+    assert time["passes"]
+
+
+def test_a_folder_gives_medians_over_its_finished_runs_and_how_many_pass(tmp_path, capsys) -> None:
+    for seed, (loss, seconds) in enumerate([(1.86, 6.0), (1.89, 9.0), (1.87, 7.0)]):
+        write(tmp_path / f"seed_{seed}", loss, seconds)
+    write(tmp_path / "seed_3", 1.5, 1.0, reason="interrupted")
+    found = report(capsys, str(tmp_path), "--loss", "1.88")
+    assert [time["run"] for time in found["runs"]] == ["seed_0", "seed_1", "seed_2"]
+    assert found["median_seconds"] == pytest.approx(7.6)
+    assert (found["median_loss"], found["passing"]) == (1.87, 2)
+    assert time_to_quality.main([str(tmp_path), "--loss", "1.88"]) == 0
+    assert "2 of 3 runs reach 1.88 nats per token; median 1.8700 after 7.60 s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fault", ["no run", "no loss"])
+def test_what_cannot_be_read_is_named(tmp_path, capsys, fault: str) -> None:
+    run = tmp_path / "run"
+    if fault == "no loss":
+        write(run, None, 6.0)
+    assert time_to_quality.main([str(run), "--loss", "1.88"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {run}: ")
+    assert ("no finished run" if fault == "no run" else "no held-out loss") in error
