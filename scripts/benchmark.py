@@ -30,6 +30,7 @@ from benchmarks.training import training
 from deepseek_mini.compose import load_config
 from deepseek_mini.config import Config
 from deepseek_mini.cost.hardware import choose_device, device_name
+from deepseek_mini.ending import exit_code
 from deepseek_mini_kernels.roofline import Measured
 from deepseek_mini_kernels.roofline import table as roofline_table
 
@@ -73,27 +74,29 @@ def main(argv: list[str]) -> int:
         "layers": partial(layers, path=arguments.profile),
         "startup": partial(startup, settings=settings),
     }
+    return exit_code(lambda: measure(names, benchmarks, settings, arguments))
+
+
+def measure(
+    names: list[str], benchmarks: dict[str, Benchmark], settings: list[str], arguments: argparse.Namespace
+) -> None:
+    """Run benchmarks and print their results; one that was not asked for by name may be unavailable."""
+    device, _ = choose_device(load_config(settings).device)
     results = []
-    try:
-        device, _ = choose_device(load_config(settings).device)
-        for name in names:
-            try:
-                results += benchmarks[name](load_config(settings), arguments.rounds, say)
-            except Unavailable as error:
-                if name in arguments.words:
-                    raise
-                say(f"{name} is left out: {error}")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for name in names:
+        try:
+            results += benchmarks[name](load_config(settings), arguments.rounds, say)
+        except Unavailable as error:
+            if name in arguments.words:
+                raise
+            say(f"{name} is left out: {error}")
     report = {"device": describe_device(device), "results": [asdict(result) for result in results]}
     if arguments.json:
         print(json.dumps(report))
-    else:
-        print_table(report["device"], results)
-        if (measured := Measured.read(report)).seconds:
-            print(roofline_table(measured))
-    return 0
+        return
+    print_table(report["device"], results)
+    if (measured := Measured.read(report)).seconds:
+        print(roofline_table(measured))
 
 
 def say(text: str) -> None:

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from deepseek_mini import run_files
 from deepseek_mini.cost.meter import read_ledger
+from deepseek_mini.ending import exit_code
 
 TRAINING = ("step", "data_wait", "compile")
 
@@ -41,17 +42,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--loss", type=float, required=True, metavar="NATS", help="what has to be reached")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args(argv)
-    try:
-        times = [read_time(run, arguments.loss) for run in find_runs(arguments.runs)]
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: tell(arguments))
+
+
+def tell(arguments: argparse.Namespace) -> None:
+    times = [read_time(run, arguments.loss) for run in find_runs(arguments.runs)]
     report = summarise(times)
     if arguments.json:
         print(json.dumps({"loss": arguments.loss, **report, "runs": [asdict(time) for time in times]}))
     else:
         print_table(times, arguments.loss, report)
-    return 0
 
 
 def find_runs(paths: list[Path]) -> list[Path]:
