@@ -41,11 +41,12 @@ def facts(runs: list[Run]) -> list[str]:
     def every(key: str) -> str:
         return " and ".join(dict.fromkeys(str(e.get(key, "unknown")) for e in environments))
 
+    threads = f"{every('threads')} thread{'' if every('threads') == '1' else 's'}"
     dirty = " with changes (git.diff of the runs)" if any(e.get("git_dirty") for e in environments) else ""
     lines = [
         f"Corpus {every('corpus_hash')}: {every('corpus').partition('; corpus ')[0]}.",
-        f"{every('device')}, {every('threads')} threads, {every('precision')}; Python {every('python')}, "
-        f"PyTorch {every('torch')}; code {every('git_commit')}{dirty}.",
+        f"{every('device')}, {threads}, {every('precision')}; Python {every('python')}, PyTorch "
+        f"{every('torch')}; code {every('git_commit')}{dirty}.",
     ]
     hours = [run.device_hours for run in runs]
     seconds = sorted(3600 * h for h in hours if h is not None)
