@@ -85,21 +85,21 @@ def plan_run(config: Config) -> list[StepPlan]:
     """Every step of the run, in order."""
     total, length = total_tokens(config), config.data.sequence_length
     schedule, plans, sequences = config.schedule, [], 0
-    rate = _peak_bias_rate(config, total)
     while not _is_complete(config, len(plans), sequences * length):
         fraction = sequences * length / total
         batch_size = max(round(config.data.batch_size * multiplier(schedule.batch_size, fraction)), 1)
         step, tokens_after = len(plans) + 1, (sequences + batch_size) * length
         warmup = _warmup(schedule, step, tokens_after / total)
+        lr = multiplier(schedule.lr, fraction)
         plans.append(
             StepPlan(
                 step=step,
                 first_sequence=sequences,
                 batch_size=batch_size,
                 tokens_before=sequences * length,
-                lr=config.optimizer.lr * warmup * multiplier(schedule.lr, fraction),
+                lr=config.optimizer.lr * warmup * lr,
                 mtp_weight=config.model.mtp.loss_weight * multiplier(schedule.mtp_weight, fraction),
-                bias_update_rate=rate * multiplier(schedule.bias_rate, fraction),
+                bias_update_rate=_bias_rate(config, total, lr) * multiplier(schedule.bias_rate, fraction),
             )
         )
         sequences += batch_size
@@ -120,7 +120,7 @@ def _warmup(schedule: ScheduleConfig, step: int, fraction_after: float) -> float
 
 
 def scaled_bias_rate(steps: int) -> float:
-    """gamma for a run of so many steps, where the config leaves it open.
+    """gamma at the full learning rate of a run of so many steps, where the config leaves it open.
 
     V3's 0.001 lets a bias travel 240 over its run; a run of a few hundred steps would end before the
     first starving expert is reached. A bias needs to travel a few times the scores' range of 1: we let it
@@ -129,7 +129,12 @@ def scaled_bias_rate(steps: int) -> float:
     return min(max(4 / steps, V3_BIAS_UPDATE_RATE), 0.02)
 
 
-def _peak_bias_rate(config: Config, total: int) -> float:
+def _bias_rate(config: Config, total: int, lr_multiplier: float) -> float:
+    """gamma before its schedule. Left open, what it has above V3's falls with the learning rate.
+
+    Large steps follow a router that learns fast; once it slows down, they only shake the loads.
+    """
     if config.model.moe.bias_update_rate is not None:
         return config.model.moe.bias_update_rate
-    return scaled_bias_rate(max(total // (config.data.batch_size * config.data.sequence_length), 1))
+    peak = scaled_bias_rate(max(total // (config.data.batch_size * config.data.sequence_length), 1))
+    return V3_BIAS_UPDATE_RATE + (peak - V3_BIAS_UPDATE_RATE) * lr_multiplier

@@ -30,9 +30,8 @@ def make_header(trainer: Trainer, device_reason: str, precision: str) -> Header:
     if model.mtp.depth:
         parameters += f", {_short(mtp_params(model))} more in MTP"
     rate = plans[0].bias_update_rate
-    origin = (
-        "model.moe.bias_update_rate" if model.moe.bias_update_rate is not None else "from the run's length"
-    )
+    automatic = "from the run's length, falling with the learning rate"
+    origin = automatic if model.moe.bias_update_rate is None else "model.moe.bias_update_rate"
     peak = trainer.peak.flops_per_second
     return Header(
         run=str(trainer.run_dir),

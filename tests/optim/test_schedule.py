@@ -87,3 +87,16 @@ def test_phases_that_do_not_reach_the_end_are_refused():
 def test_the_bias_rate_of_a_short_run_is_faster_and_of_a_long_run_v3s():
     assert scaled_bias_rate(240_000) == 0.001
     assert scaled_bias_rate(100) > scaled_bias_rate(1000) > 0.001
+
+
+def test_what_a_short_runs_bias_rate_has_above_v3s_falls_with_the_learning_rate():
+    plans = plan_run(load_config(["model=tiny", "trainer.max_steps=400"]))
+    steady = [plan for plan in plans if plan.step > 20 and plan.bias_update_rate > 0]
+    peak = steady[0].bias_update_rate
+    for plan in steady:
+        above_v3 = (plan.bias_update_rate - 0.001) / (peak - 0.001)
+        assert above_v3 == pytest.approx(plan.lr / steady[0].lr)
+    assert peak == pytest.approx(scaled_bias_rate(400), rel=0.05)
+    assert steady[-1].bias_update_rate < peak / 3
+    given = plan_run(load_config(["model=tiny", "trainer.max_steps=400", "model.moe.bias_update_rate=0.01"]))
+    assert {plan.bias_update_rate for plan in given} == {0.01, 0.0}
