@@ -5,7 +5,8 @@ and decoding gives it back exactly. Plain bytes are the BPE without merges.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import tokenizers
@@ -69,12 +70,8 @@ class Tokenizer:
 
     def token_bytes(self) -> list[int]:
         """Bytes of UTF-8 text that each id stands for; 0 for special tokens and unused ids."""
-        lengths = [0] * self.size
-        for token, index in self._core.get_vocab(with_added_tokens=False).items():
-            lengths[index] = len(token)  # the byte-level alphabet has one character per byte
-        for index, added in self._core.get_added_tokens_decoder().items():
-            lengths[index] = 0 if added.special else len(added.content.encode())
-        return lengths
+        lengths = self._lengths()
+        return [lengths.get(index, 0) for index in range(self.size)]
 
     def identity(self) -> str:
         """Hash of everything that decides how text is encoded."""
@@ -88,9 +85,19 @@ class Tokenizer:
         """The content of that file."""
         return self._core.to_str()
 
+    def _lengths(self) -> dict[int, int]:
+        """Bytes of each token that there is; ids may have any gaps."""
+        lengths = {
+            index: len(token)  # the byte-level alphabet has one character per byte
+            for token, index in self._core.get_vocab(with_added_tokens=False).items()
+        }
+        for index, added in self._core.get_added_tokens_decoder().items():
+            lengths[index] = 0 if added.special else len(added.content.encode())
+        return lengths
+
     def _check_exact(self) -> None:
         ids = self.encode(PROBE)
-        lengths = self.token_bytes()
+        lengths = self._lengths()
         if self.decode(ids) != PROBE or sum(lengths[token] for token in ids) != len(PROBE.encode()):
             raise ValueError(
                 "it does not give text back byte by byte; take a byte-level BPE (as of GPT-2, Llama 3, "
@@ -132,16 +139,21 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """Read a tokenizer.json. Raises ValueError, naming the file and the fix, if it cannot be used."""
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give the path of a tokenizer.json")
-    try:
+    with _naming(f"{path} is not a tokenizer.json of Hugging Face's `tokenizers`"):
         core = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise ValueError(
-            f"{path} is not a tokenizer.json of Hugging Face's `tokenizers` ({error})"
-        ) from error
-    try:
+    with _naming(f"{path} cannot be used"):
         return Tokenizer(core)
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be used: {error}") from error
+
+
+@contextmanager
+def _naming(complaint: str) -> Iterator[None]:
+    """Any failure as a ValueError: the library raises bare Exception, and its panics are not even that."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise ValueError(f"{complaint}: {error}") from error
 
 
 def _fingerprint(core: tokenizers.Tokenizer) -> str:

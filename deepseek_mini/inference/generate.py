@@ -117,8 +117,9 @@ def check(prompts: Sequence[Sequence[int]], max_new_tokens: int, max_seq_len: in
                 f"the prompt has {len(prompt)} tokens, which leaves no room within model.max_seq_len="
                 f"{max_seq_len}: shorten it"
             )
-        if max(prompt) >= vocab_size or min(prompt) < 0:
+        stranger = next((token for token in prompt if not 0 <= token < vocab_size), None)
+        if stranger is not None:
             raise ValueError(
-                f"the prompt has token {max(prompt, key=abs)}, the model's are 0 to {vocab_size - 1}: take "
-                "the tokenizer that it was trained with"
+                f"the prompt has token {stranger}, the model's are 0 to {vocab_size - 1}: take the tokenizer "
+                "that it was trained with"
             )

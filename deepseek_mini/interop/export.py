@@ -85,7 +85,7 @@ def export_run(run_dir: Path, out: Path, encoding: Encoding, max_shard_bytes: in
         raise ValueError(f"{run_dir / run_files.CHECKPOINTS}: no checkpoint yet; train until the first one")
     path = checkpoint / SINGLE
     own = build_on_meta(config).state_dict()
-    check_fit(read_headers([path]), own_places(own), own, path)
+    check_fit(read_headers([path]), own_places(own), own, path, run_files.CONFIG)
     tokenizer_path = run_dir / run_files.TOKENIZER
     tokenizer = fitting_tokenizer(tokenizer_path, run_dir / run_files.CONFIG, config.vocab_size)
 

@@ -43,7 +43,7 @@ def import_release(source: Path, out: Path) -> str:
     _refuse_boasting(source, config, headers)
     shapes = build_on_meta(config).state_dict()
     places = release_places(shapes, config.n_layers)
-    check_fit(headers, places, shapes, source)
+    check_fit(headers, places, shapes, source, HF_CONFIG)
     tokenizer = fitting_tokenizer(source / run_files.TOKENIZER, source / HF_CONFIG, config.vocab_size)
     with whole_directory(out) as partial:
         tensors = {name: torch.empty(shape.shape, dtype=torch.float32) for name, shape in shapes.items()}
@@ -110,7 +110,7 @@ def load_initial_weights(model: Transformer, tokenizer: Tokenizer) -> str:
     assert model.config.init_from is not None
     tensors = model.state_dict()
     source = _find_source(Path(model.config.init_from).expanduser(), tensors, model.config)
-    check_fit(source.headers, source.places, tensors, source.path)
+    check_fit(source.headers, source.places, tensors, source.path, "the model.* keys")
     said = [f"{len(source.headers)} tensors from {source.path}"]
     if not source.tokenizer.exists():
         said.append("without a tokenizer to compare with the data's")

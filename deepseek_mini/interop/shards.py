@@ -95,34 +95,38 @@ def _check_name(path: Path, name: str) -> None:
 
 
 def check_fit(
-    headers: Mapping[str, Header], places: Mapping[str, Place], tensors: Mapping[str, Tensor], source: Path
+    headers: Mapping[str, Header],
+    places: Mapping[str, Place],
+    tensors: Mapping[str, Tensor],
+    source: Path,
+    keys: str,
 ) -> None:
     """Raise ValueError, naming file and tensor, unless every tensor has a place and every place a tensor.
 
-    `tensors` are the model's by name, on any device. An MTP layer's copies may be left out.
+    `tensors` are the model's by name, on any device; `keys` is what describes it, for the user to check. An
+    MTP layer's copies may be left out.
     """
     matrices = {name: header for name, header in headers.items() if len(header.shape) == 2}
     scales = {name + SCALE_SUFFIX: header for name, header in matrices.items() if header.dtype == FP8}
     for name, header in headers.items():
         if name in scales:
-            _check_header(name, header, scale_shape(*scales[name].shape), SCALES)
+            _check_header(name, header, scale_shape(*scales[name].shape), SCALES, keys)
         elif name in places:
-            _check_header(name, header, list(places[name].of(tensors).shape), FLOATS)
+            _check_header(name, header, list(places[name].of(tensors).shape), FLOATS, keys)
         else:
-            raise ValueError(f"{header.file}: tensor {name} is no part of this model; check the model.* keys")
+            raise ValueError(f"{header.file}: tensor {name} is no part of this model; check {keys}")
     for name, header in scales.items():
         if name not in headers:
             raise ValueError(f"{header.file}: tensor {name} is missing, the scales of FP8 values; {ADVICE}")
     for name, place in places.items():
         if name not in headers and not place.is_copy:
-            raise ValueError(f"{source}: tensor {name} is missing; fetch it again or check the model.* keys")
+            raise ValueError(f"{source}: tensor {name} is missing; {ADVICE}, or check {keys}")
 
 
-def _check_header(name: str, header: Header, shape: list[int], dtypes: tuple[str, ...]) -> None:
+def _check_header(name: str, header: Header, shape: list[int], dtypes: tuple[str, ...], keys: str) -> None:
     if header.shape != shape:
         raise ValueError(
-            f"{header.file}: tensor {name} has shape {header.shape}, this model's is {shape}; check the "
-            "model.* keys"
+            f"{header.file}: tensor {name} has shape {header.shape}, this model's is {shape}; check {keys}"
         )
     if header.dtype not in dtypes or (header.dtype == FP8 and len(shape) != 2):
         raise ValueError(f"{header.file}: tensor {name} has dtype {header.dtype}, not one of {dtypes}")

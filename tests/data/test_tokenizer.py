@@ -127,15 +127,23 @@ def test_unusable_tokenizer_files_are_named_with_the_fix(tmp_path: Path) -> None
     path = tmp_path / "tokenizer.json"
     with pytest.raises(ValueError, match=rf"{path} is not a file; give the path of a tokenizer\.json"):
         load_tokenizer(path)
-    no_eos = json.loads(BYTES.to_json())
-    no_eos["added_tokens"] = []
+    own = json.loads(BYTES.to_json())
+    charless = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    stripping = {"type": "Strip", "content": "a", "start": 3, "stop": 3}
+    mute = tokenizers.Tokenizer(models.WordLevel({"<eos>": 0, "a": 1}, unk_token="[UNK]"))
     normalising = tokenizers.Tokenizer.from_str(BYTES.to_json())
     normalising.normalizer = normalizers.NFC()
     words = tokenizers.Tokenizer(models.WordLevel({"<eos>": 0, "a": 1, "[UNK]": 2}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     for content, message in [
         ("{truncated", "is not a tokenizer.json"),
-        (json.dumps(no_eos), "no end-of-document token; add one of"),
+        (
+            json.dumps(own | {"normalizer": charless}),
+            "is not a tokenizer.json",
+        ),  # at which the library panics
+        (json.dumps(own | {"decoder": stripping}), "cannot be used"),  # a panic while decoding
+        (mute.to_str(), "cannot be used: .*UNK"),
+        (json.dumps(own | {"added_tokens": []}), "no end-of-document token; add one of"),
         (normalising.to_str(), 'set "normalizer" to null'),
         (words.to_str(), "take a byte-level BPE"),
     ]:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from deepseek_mini.config import Attention, ModelConfig
 from deepseek_mini.cost.flops import kv_cache_bytes_per_token
 from deepseek_mini.inference import blocks
-from deepseek_mini.inference.attend import expanded, folded
+from deepseek_mini.inference.attend import Form, expanded, folded
 from deepseek_mini.inference.blocks import CachedBlocks, visit_experts
 from deepseek_mini.inference.cache import Cache
-from deepseek_mini.model.attention import build_attention
+from deepseek_mini.model.attention import SelfAttention, build_attention
 from deepseek_mini.model.moe import MoE
 from deepseek_mini.model.rope import rotation_table
 from deepseek_mini.model.transformer import Transformer
@@ -51,6 +51,28 @@ def test_folded_and_expanded_attention_agree(
     largest = one.abs().max().item()
     assert (one - other).abs().max().item() <= tolerance * largest
     assert (attn.wo(one.flatten(2)) - full).abs().max().item() <= tolerance * full.abs().max().item()
+
+
+def test_in_bfloat16_both_forms_are_within_its_rounding_of_float64() -> None:
+    config = ModelConfig(
+        dim=128, n_heads=4, q_lora_rank=96, kv_lora_rank=128, qk_nope_head_dim=32, qk_rope_head_dim=16,
+        v_head_dim=32,
+    )  # fmt: skip
+    exact = fill(build_attention(config).double(), 0, std=config.dim**-0.5)
+    x_BTD = torch.randn(2, 99, 128, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    future = torch.ones(2, 99, 99, dtype=torch.bool).triu(1)
+    table = rotation_table(config, exact.rope_dim, 99, x_BTD.device)
+
+    def output(attn: SelfAttention, form: Form) -> torch.Tensor:
+        x = x_BTD.to(attn.wo.weight.dtype)
+        kept = torch.cat(attn.compress(x, *table), dim=-1)
+        return form(attn, attn.query(x, *table), kept, future).double()
+
+    with torch.no_grad():
+        expected = output(exact, expanded)
+        halved = exact.to(torch.bfloat16)
+        errors = [(output(halved, form) - expected).norm() / expected.norm() for form in (expanded, folded)]
+    assert max(errors) < 2**-7
 
 
 @few

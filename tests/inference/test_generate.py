@@ -104,6 +104,7 @@ def test_a_row_ends_at_the_longest_sequence_of_the_model(speculative):
         ([], 1, "there is no prompt"),
         ([[1] * 4096], 1, r"4096 tokens, .* model\.max_seq_len=4096"),
         ([[1, 61]], 1, "token 61, the model's are 0 to 60"),
+        ([[5, -1, 50]], 1, "token -1, the model's are 0 to 60"),
         ([[1]], 0, "max-new-tokens 0"),
     ],
 )

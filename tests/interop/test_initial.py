@@ -93,7 +93,8 @@ def test_a_run_that_goes_on_takes_its_own_checkpoint(folder, tmp_path):
     [("run", "attn.kv_norm.weight"), ("hf", "self_attn.kv_a_layernorm.weight")],
 )
 def test_a_shape_that_does_not_fit_names_file_and_tensor(form, tensor, folder):
-    with pytest.raises(ValueError, match=rf"{folder / form}.*\.safetensors: tensor .*{tensor} has shape"):
+    said = rf"{folder / form}.*\.safetensors: tensor .*{tensor} has shape.*; check the model\.\* keys"
+    with pytest.raises(ValueError, match=said):
         start(folder, form, "model.kv_lora_rank=12")
 
 
