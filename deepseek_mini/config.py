@@ -123,7 +123,7 @@ class MoeConfig:
     balance: Balance = Balance.bias
     """bias: V3's bias rule plus the sequence-wise loss; aux_loss: V2's loss alone; none: nothing."""
     bias_update_rate: float | None = 0.001
-    """gamma of the bias rule, its peak (V3: 0.001); null: by the number of steps, and with the learning rate."""
+    """gamma of the bias rule, its peak (V3: 0.001); null: from the number of steps and the learning rate."""
     sequence_loss_weight: float = 1e-4
     """alpha of V3's complementary sequence-wise loss, used with balance=bias."""
     aux_loss_weight: float = 0.003

@@ -24,6 +24,7 @@ from deepseek_mini.cost.runs import Run, parse_runs
 from deepseek_mini.cost.tables import read_csv, read_table
 from deepseek_mini.cost.text import hours_text
 from deepseek_mini.cost.throughput import score_pairs, summarise_pairs
+from deepseek_mini.ending import exit_code
 
 
 def main(argv: list[str]) -> int:
@@ -31,21 +32,23 @@ def main(argv: list[str]) -> int:
     parser.add_argument("csv", type=Path, metavar="CSV", help="published runs, or throughput pairs")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args(argv)
+    return exit_code(lambda: work(arguments))
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """Score the file and print. Raises ValueError naming the file and what is wrong in it."""
+    rows = read_csv(arguments.csv)
+    pairs = "model_tflops_per_gpu" in rows[0]
     try:
-        rows = read_csv(arguments.csv)
-        pairs = "model_tflops_per_gpu" in rows[0]
         result = backtest_pairs(rows) if pairs else backtest_runs(rows)
     except ValueError as error:
-        path = str(arguments.csv)
-        print(f"error: {error}" if path in str(error) else f"error: {path}: {error}", file=sys.stderr)
-        return 2
+        raise ValueError(f"{arguments.csv}: {error}") from error
     if arguments.json:
         print(json.dumps(result))
     elif pairs:
         print_pairs(result)
     else:
         print_runs(result)
-    return 0
 
 
 def backtest_runs(rows: list[dict[str, str]]) -> dict[str, Any]:
@@ -118,7 +121,7 @@ def print_pairs(result: dict[str, Any]) -> None:
     rows = [
         (
             f"{row['model']}, {row['system']}, {row['container'].split()[0] if row['container'] else ''}",
-            f"{row['vendor'] / 1e9:.2f}",
+            "" if row["vendor"] is None else f"{row['vendor'] / 1e9:.2f}",
             "" if row["ours"] is None else f"{row['ours'] / 1e9:.2f}",
             "" if row["deviation"] is None else f"{row['deviation']:+.2%}",
             "excluded" if row["excluded"] else "",
@@ -141,7 +144,7 @@ def print_pairs(result: dict[str, Any]) -> None:
 
 def _error_row(name: str, errors: dict[str, Any], intervals: dict[str, Any]) -> tuple[str, ...]:
     shown = [
-        f"{errors[key]:.1%} ({intervals[key + '_interval'][0]:.1%} - {intervals[key + '_interval'][1]:.1%})"
+        f"{errors[key]:.1%} ({' - '.join(f'{100 * end:.1f}' for end in intervals[key + '_interval'])})"
         for key in ("mdape", "p90")
     ]
     return (name, *shown, f"{errors['bias']:+.1%}")
@@ -149,7 +152,7 @@ def _error_row(name: str, errors: dict[str, Any], intervals: dict[str, Any]) -> 
 
 def _table(title: str, rows: Sequence[Sequence[str]], *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     try:
         composed = compose([f"model={arguments.model}", *arguments.overrides])
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     description = describe(composed)
     if arguments.json:

@@ -23,23 +23,23 @@ from deepseek_mini.cost.prices import Extras, price_band
 from deepseek_mini.cost.run_evidence import read_run
 from deepseek_mini.cost.shape import shape_of
 from deepseek_mini.cost.summary import as_json, carried_over_label
+from deepseek_mini.ending import exit_code
 
 REPORT = "extrapolation.html"
 
 
 def main(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
-    try:
-        result = run(arguments)
-        report = write_report(arguments, result)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: work(arguments))
+
+
+def work(arguments: argparse.Namespace) -> None:
+    result = run(arguments)
+    report = write_report(arguments, result)
     if arguments.json:
         print(json.dumps(as_json(result)))
     else:
         print_result(result, report)
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,22 +114,26 @@ def write_report(arguments: argparse.Namespace, result: Extrapolation) -> Path |
 
 
 def print_result(result: Extrapolation, report: Path | None) -> None:
-    from deepseek_mini.cost.report import convention_rows, extra_rows, ledger_rows, line_rows, tier_rows
+    from deepseek_mini.cost.report import (
+        convention_rows,
+        extra_rows,
+        ledger_rows,
+        line_rows,
+        per_trillion,
+        tier_rows,
+    )
 
-    plan, price, console = result.plan, result.price, Console(highlight=False)
+    plan, console = result.plan, Console(highlight=False)
     title = f"{plan.model}, {plan.tokens / 1e12:g}T tokens, {plan.cluster.name}: GPU-hours of pre-training"
     rows = [row[:5] for row in tier_rows(result)]
     console.print(_table(title, rows, "P10", "P50", "P90", "per T tokens"))
     for tier in result.tiers:
-        console.print(f"{tier.title}: {tier.evidence}.", style="dim")
+        rate = f"{per_trillion(tier, plan)}; " if tier.hours else ""
+        console.print(f"{tier.title}: {rate}{tier.evidence}.", style="dim")
     console.print(f"this run's own MFU carried over: {carried_over_label(result.run)}.\n", style="dim")
     if rows := [*line_rows(result), *extra_rows(result)]:
         console.print(_table("the run, line by line, GPU-hours", rows, "P10", "P50", "P90", "dollars, P50"))
-        console.print(
-            f"${price.low:.2f} to ${price.high:.2f} per GPU-hour, {price.typical:.2f} most likely: "
-            f"{price.source}.\n",
-            style="dim",
-        )
+        console.print(f"{result.price.text}.\n", style="dim")
     title = "MFU of the P50 in every convention"
     console.print(_table(title, convention_rows(result), "of the BF16 peak", "of the FP8 peak"))
     title = f"this run: {result.run.run}, {result.run.devices} x {result.run.device}"

@@ -14,6 +14,7 @@ from deepseek_mini.cost.tables import DATA, read_table
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "backtest.py"
 MAIN = runpy.run_path(str(SCRIPT))["main"]
+HEAD_DIM = "head_dim_or_mla(q_lora,kv_lora,nope,rope,v)"
 RUNS, PAIRS = DATA / "published_runs.csv", DATA / "nvidia_throughput.csv"
 
 
@@ -79,6 +80,17 @@ def test_a_run_on_an_unknown_device_is_listed_and_not_scored(
     assert "TPUv9" in result["excluded"][0]["reason"]
 
 
+@pytest.mark.parametrize("column", ["gpu_hours", "heads", "vocab", "ffn", HEAD_DIM])
+def test_a_run_without_a_figure_that_is_needed_is_listed_and_not_scored(
+    tmp_path: Path, column: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = read_table("published_runs")[:3]
+    rows[0] = {**rows[0], column: ""}
+    result = as_json(write(tmp_path / "t.csv", rows), capsys)
+    assert len(result["rows"]) == 2
+    assert result["excluded"][0]["reason"] == f"no {column}"
+
+
 def test_json_of_pairs_has_the_agreed_keys(capsys: pytest.CaptureFixture[str]) -> None:
     result = as_json(PAIRS, capsys)
     assert {"median_abs_dev", "within_half_percent", "rows"} <= set(result)
@@ -93,6 +105,7 @@ def test_tables_fit_80_columns() -> None:
             [sys.executable, SCRIPT, path], capture_output=True, text=True, check=True, env={"COLUMNS": "80"}
         )
         assert max(map(len, done.stdout.splitlines())) <= 80
+        assert "…" not in done.stdout
         for word in words:
             assert word in done.stdout
 
@@ -119,7 +132,13 @@ def test_another_file_is_refused_by_name(
     assert message in error
 
 
-@pytest.mark.parametrize(("column", "value"), [("gpu_hours", "-5"), ("tokens_T", "0"), ("hidden", "wide")])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("gpu_hours", "-5"), ("gpu_hours", "nan"), ("tokens_T", "0"), ("tokens_T", "inf"), ("hidden", "wide"),
+        ("hidden", "inf"), ("kv_heads", "-8"), ("seq_len", "0"), ("year", "20240"), ("year", "inf"),
+    ],
+)  # fmt: skip
 def test_a_wrong_number_names_its_line_and_column(
     tmp_path: Path, column: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

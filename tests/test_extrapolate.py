@@ -1,6 +1,7 @@
 """scripts/extrapolate.py: from a real run's ledger to the full run, and errors that name what is wrong."""
 
 import json
+import re
 import runpy
 import shutil
 import subprocess
@@ -142,6 +143,8 @@ def test_the_screen_fits_80_columns(run_dir: Path) -> None:
     )
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "not evidence" in done.stdout
+    words = " ".join(done.stdout.split())
+    assert "170.4K per trillion tokens, 163.8K to 203.2K; reference profile" in words
 
 
 def test_tokens_price_and_cluster_scale_what_they_should(
@@ -166,6 +169,27 @@ def test_a_gpu_without_a_profile_has_no_layer_tier(run_dir: Path, capsys: pytest
         45.5e3, rel=0.05
     )
     assert result["steady_state"]["gpu_hours"] == result["tiers"]["published_throughput"]["gpu_hours"]
+
+
+def test_failed_runs_cost_what_the_run_costs(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A share of 1 is the metered line again, at the same prices."""
+    metered = as_json(capsys, run_dir, "--failed-runs", "1", "--research", "3")["metered"]
+    assert metered["dollar_lines"]["failed runs"] == metered["dollars"]["p50"]
+    assert metered["dollar_lines"]["research"] == 3 * metered["dollars"]["p50"]
+
+
+def test_a_plan_that_exceeds_the_gpus_memory_says_so(
+    v3: dict[str, Any], run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """V3 with EP8: each rank of DualPipe holds 2 x 32 of a layer's experts, 8 times as many as with EP64."""
+    assert "DOES NOT FIT" not in v3["evidence"]["layer_profile"]
+    crowded = as_json(capsys, run_dir, "--ep", "8")
+    assert "DOES NOT FIT: a rank needs about" in crowded["evidence"]["layer_profile"]
+
+
+def test_the_arithmetic_of_the_profile_is_told(v3: dict[str, Any]) -> None:
+    """V2 was trained in BF16: hours scaled from an FP8 trace must not hide that."""
+    assert "FP8 matrix products, BF16 attention" in v3["evidence"]["layer_profile"]
 
 
 def own_profile(tmp_path: Path, device: str, label: str) -> Path:
@@ -210,11 +234,16 @@ def test_another_target_says_what_it_has_nothing_for(
         (["--cluster", "b900_2048"], "unknown device"),
         (["--cluster", "h800_2000"], "does not divide"),
         (["--price", "-2"], "--price"),
+        (["--price", "inf"], "--price"),
         (["--staff", "-1"], "--staff"),
+        (["--research", "nan"], "--research"),
         (["--tokens", "0"], "--tokens"),
+        (["--tokens", "inf"], "--tokens"),
+        (["--batch", "0"], "--batch"),
         (["--target", "v3_617b"], "v3_671b"),
         (["--profile", "nowhere.json"], "nowhere.json"),
-        (["--batch", "2048"], "micro-batches"),
+        (["--batch", "2048"], "micro-batches, got 16; change --batch, --pp or --schedule"),
+        (["--schedule", "interleaved"], "60 micro-batches do not divide by 8 ranks; change --batch"),
     ],
 )
 def test_bad_input_is_named(
@@ -239,3 +268,38 @@ def test_a_run_without_steady_steps_is_refused(
     assert "trainer.log_every" in message
     (tmp_path / "ledger.jsonl").unlink()
     assert "ledger.jsonl: no such file" in error(capsys, [str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("ledger.jsonl", '"seconds"', '"second"', "line 1: seconds is None"),
+        ("ledger.jsonl", '"seconds": ', '"seconds": -', "line 1: seconds is -"),
+        ("ledger.jsonl", '"phase"', '"part"', "line 1: no phase"),
+        ("ledger.jsonl", '"tokens": ', '"tokens": 0', "no step is in it"),
+        (
+            "metrics.jsonl",
+            '"perf/tokens_per_second": ',
+            '"perf/tokens_per_second": -',
+            "tokens_per_second is -",
+        ),
+        ("metrics.jsonl", '"perf/mfu": ', '"perf/mfu": NaN, "was": ', "perf/mfu is nan"),
+    ],
+)
+def test_a_damaged_figure_of_the_run_is_named(
+    name: str,
+    old: str,
+    new: str,
+    message: str,
+    run_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "run")
+    text = (copy / name).read_text()
+    assert old in text
+    replaced = re.sub(rf"{old}\d+", '"tokens": 0', text) if new == '"tokens": 0' else text.replace(old, new)
+    (copy / name).write_text(replaced)
+    told = error(capsys, [str(copy), "--no-report"])
+    assert message in told
+    assert name in told

@@ -37,11 +37,11 @@ def gpus() -> tuple[Gpu, ...]:
 def find_gpu(name: str) -> Gpu:
     """The GPU called `name`, as in `h800`, `H100` or the driver's own `NVIDIA H100 80GB HBM3`.
 
-    Memory sizes and `DGX-`, as in `A100-80` and `DGX-GB200`, are passed over. Raises ValueError with the
-    names there are.
+    Memory sizes, sockets and `DGX-`, as in `A100-80`, `H100 SXM5 80GB` and `DGX-GB200`, are passed over.
+    Raises ValueError with the names there are.
     """
     bare = re.sub(r"^(NVIDIA |DGX-|HGX-)", "", name.strip(), flags=re.IGNORECASE)
-    short = re.sub(r"-\d+(GB)?$", "", bare, flags=re.IGNORECASE)
+    short = re.sub(r"([ -]SXM\d?|-\d+|[ -]\(?\d+ ?GB?\)?)+$", "", bare, flags=re.IGNORECASE)
     for gpu in gpus():
         if short.lower() == gpu.name.lower() or re.fullmatch(gpu.driver_name, bare, re.IGNORECASE):
             return gpu

@@ -77,8 +77,10 @@ class Plan:
         return self.batch_size // self.n_pipelines
 
     def __post_init__(self) -> None:
-        if not self.tokens > 0:
+        if not 0 < self.tokens < math.inf:
             raise ValueError(f"--tokens={self.tokens:g} must be positive")
+        if self.batch_size < 1:
+            raise ValueError(f"--batch={self.batch_size}: at least one sequence")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"--schedule={self.schedule}: choose one of {', '.join(SCHEDULES)}")
         if min(self.pp, self.ep) < 1 or self.pp > self.shape.n_layers:
@@ -145,7 +147,7 @@ def make_plan(
         active_parameters=active_params(config.model),
         tokens=total,
         sequence_length=config.data.sequence_length,
-        batch_size=batch_size or config.data.batch_size,
+        batch_size=config.data.batch_size if batch_size is None else batch_size,
         ramp_from=1.0 if ramp.start is None else ramp.start,
         ramp_tokens=0.0 if ramp.start is None else ramp.until * total,
         nodes_per_token=config.model.n_limited_groups,

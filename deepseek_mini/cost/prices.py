@@ -1,7 +1,12 @@
 """What a GPU-hour costs: rental bands by date, and what it costs somebody who owns the GPU."""
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from deepseek_mini.cost.draws import Triangular
 from deepseek_mini.cost.tables import read_table
 
 HOURS_PER_YEAR = 8760
@@ -17,6 +22,20 @@ class Price:
     date: str
     kind: str
     source: str
+
+    def drawn(self, shares: NDArray[np.float64] | float) -> NDArray[np.float64]:
+        """The price at shares of its triangular distribution."""
+        return Triangular(self.low, self.typical, self.high).quantile(shares)
+
+    @property
+    def text(self) -> str:
+        """The band in words; dollars are hours at prices drawn from it."""
+        if self.low == self.high:
+            return f"${self.low:.2f} per GPU-hour: {self.source}"
+        return (
+            f"${self.low:.2f} to ${self.high:.2f} per GPU-hour, {self.typical:.2f} most likely, "
+            f"{float(self.drawn(0.5)):.2f} in the median: {self.source}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +102,11 @@ class Extras:
     """GPU-hours of research and ablations, as a multiple of the run's."""
 
     def __post_init__(self) -> None:
-        if min(self.staff, self.data, self.failed_runs, self.research) < 0:
-            raise ValueError("--staff, --data, --failed-runs and --research must not be negative")
+        for amount in (self.staff, self.data, self.failed_runs, self.research):
+            if not 0 <= amount < math.inf:
+                raise ValueError(
+                    f"--staff, --data, --failed-runs and --research must be 0 or more, not {amount:g}"
+                )
 
     def lines(self, gpu_dollars: float) -> dict[str, float]:
         """Dollars by line, beside `gpu_dollars` of the run itself."""
@@ -118,7 +140,7 @@ def price_band(device: str, price: float | None = None) -> Price:
     Raises ValueError if that is not positive, or if there is neither.
     """
     if price is not None:
-        if not price > 0:
+        if not 0 < price < math.inf:
             raise ValueError(f"--price={price:g} must be positive: dollars per GPU-hour")
         return Price(price, price, price, "now", "given", "--price")
     bands = [row for row in rental_prices(device) if row.kind == "band"]

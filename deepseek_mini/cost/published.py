@@ -26,6 +26,7 @@ class Evidence:
     tokens_per_second: float
     """Per GPU, with MTP if the target trains it."""
     system: str
+    n_gpus: int
     precision: str
     container: str
     source: str
@@ -34,7 +35,8 @@ class Evidence:
     @property
     def text(self) -> str:
         software = f"{self.precision or 'precision not named'}, {self.container or 'software not named'}"
-        return f"{self.tokens_per_second:,.0f} tokens/s per GPU on {self.system} ({software}; {self.source})"
+        where = f"{self.system} with {self.n_gpus:,} GPUs"
+        return f"{self.tokens_per_second:,.0f} tokens/s per GPU on {where} ({software}; {self.source})"
 
 
 def find_evidence(plan: Plan) -> Evidence | None:
@@ -62,6 +64,7 @@ def find_evidence(plan: Plan) -> Evidence | None:
     return Evidence(
         tokens * counted / wanted,
         newest["system"],
+        int(newest["n_gpus"]),
         newest["precision"],
         newest["container"],
         newest["source"],

@@ -5,7 +5,6 @@ import html
 import io
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from deepseek_mini.cost.draws import band
@@ -17,10 +16,18 @@ from deepseek_mini.cost.extrapolate import (
     Extrapolation,
 )
 from deepseek_mini.cost.layout import MIDDLE_LAYOUT
+from deepseek_mini.cost.plan import Plan
 from deepseek_mini.cost.plots import draw_overview, draw_timeline
 from deepseek_mini.cost.prices import OWNERS, rental_prices
-from deepseek_mini.cost.summary import carried_over_label, dollars, mfu_by_convention, phases_of
+from deepseek_mini.cost.summary import (
+    carried_over_label,
+    dollars,
+    extra_dollars,
+    mfu_by_convention,
+    phases_of,
+)
 from deepseek_mini.cost.text import hours_text, money_text
+from deepseek_mini.cost.tiers import Tier
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -97,6 +104,13 @@ def tier_rows(result: Extrapolation) -> list[Row]:
     return rows
 
 
+def per_trillion(tier: Tier, plan: Plan) -> str:
+    """GPU-hours per trillion tokens of a tier that has any, with their band."""
+    assert tier.hours is not None
+    p10, p50, p90 = (hours_text(hours / (plan.tokens / 1e12)) for hours in tier.hours.values())
+    return f"{p50} per trillion tokens, {p10} to {p90}"
+
+
 def line_rows(result: Extrapolation) -> list[Row]:
     """Name, P10, P50, P90 and P50 dollars of every line of the run, then steady and metered sums."""
     if result.best is None or result.best.run is None:
@@ -111,11 +125,7 @@ def line_rows(result: Extrapolation) -> list[Row]:
 
 def extra_rows(result: Extrapolation) -> list[Row]:
     """Dollars beside the GPU-hours, that the user has set."""
-    if result.best is None or result.best.run is None:
-        return []
-    gpu_dollars = float(np.median(result.best.run.metered)) * result.price.typical
-    lines = result.extras.lines(gpu_dollars)
-    return [(name, "", "", "", money_text(value)) for name, value in lines.items() if value]
+    return [(name, "", "", "", money_text(value)) for name, value in extra_dollars(result).items() if value]
 
 
 def price_rows(result: Extrapolation) -> list[Row]:
@@ -129,7 +139,11 @@ def price_rows(result: Extrapolation) -> list[Row]:
         for price in rental_prices(name)
     ]
     owned: list[Row] = [
-        (f"owner: {case}", f"{owner.per_hour:.2f}", "purchase over 3 years, power, cooling")
+        (
+            f"owner: {case}",
+            f"{owner.per_hour:.2f}",
+            ", ".join(f"{name} {value:.2f}" for name, value in owner.lines().items() if value),
+        )
         for case, owner in OWNERS.items()
     ]
     return rented + owned
@@ -176,11 +190,9 @@ def _lead(result: Extrapolation) -> list[str]:
         return ['<p class="lead">Only the prior has something to stand on: see the table.</p>']
     steady, metered = band(best.run.steady), band(best.run.metered)
     cost = dollars(best.run.metered, result.price)
-    per_trillion = steady["p50"] / (plan.tokens / 1e12)
     return [
         f'<p class="lead"><b>{hours_text(steady["p50"])} GPU-hours</b> of pre-training at the steady rate '
-        f"({hours_text(steady['p10'])} to {hours_text(steady['p90'])}; {hours_text(per_trillion)} per "
-        f"trillion tokens), "
+        f"({hours_text(steady['p10'])} to {hours_text(steady['p90'])}; {per_trillion(best, plan)}), "
         f"<b>{hours_text(metered['p50'])}</b> metered with everything around it "
         f"({hours_text(metered['p10'])} to {hours_text(metered['p90'])}): "
         f"<b>{money_text(cost['p50'])}</b> ({money_text(cost['p10'])} to {money_text(cost['p90'])}), "
@@ -196,8 +208,8 @@ def _run_lines(result: Extrapolation) -> list[str]:
     return [
         "<h2>The run, line by line</h2>",
         _table(("line", "P10", "P50", "P90", "dollars, P50"), rows),
-        '<p class="note">Staff, data, failed runs and research are 0 unless set with --staff, --data, '
-        "--failed-runs and --research.</p>",
+        f'<p class="note">{html.escape(result.price.text)}. Staff, data, failed runs and research are 0 '
+        "unless set with --staff, --data, --failed-runs and --research.</p>",
     ]
 
 

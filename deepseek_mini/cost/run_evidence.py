@@ -1,5 +1,6 @@
 """What a run directory proves: its device-hours, line by line, its rate, and its MFU."""
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,15 +65,18 @@ def read_run(run_dir: Path) -> RunEvidence:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give the directory of a run that has trained")
     rows = read_ledger(path)
-    metrics = run_files.read_metrics(run_dir)
-    rates = [row["perf/tokens_per_second"] for row in metrics if row.get("perf/tokens_per_second")]
-    if not rows or len(rates) < STEADY_STEPS:
+    for line, row in enumerate(rows, start=1):
+        _check(path, line, row)
+    first = [row for row in rows if row["event"] != "redo"]
+    tokens = sum(row["tokens"] for row in first)
+    if not tokens or not device_seconds(rows):
+        raise ValueError(f"{path}: no step is in it; give the directory of a run that has trained")
+    rates, mfus = (_logged(run_dir, f"perf/{name}") for name in ("tokens_per_second", "mfu"))
+    if len(rates) < STEADY_STEPS:
         raise ValueError(
             f"{run_dir}: {len(rates)} logged steps, a steady rate needs {STEADY_STEPS}; train for longer, or "
             "log more often with trainer.log_every"
         )
-    mfus = [row["perf/mfu"] for row in metrics if row.get("perf/mfu") is not None]
-    first = [row for row in rows if row["event"] != "redo"]
     device = rows[-1]["device"]
     return RunEvidence(
         run=str(run_dir),
@@ -82,13 +86,38 @@ def read_run(run_dir: Path) -> RunEvidence:
         lines=_lines(rows),
         device_hours=device_seconds(rows) / 3600,
         steps=steps_recorded(rows),
-        tokens=sum(row["tokens"] for row in first),
+        tokens=tokens,
         model_flops=sum(row["model_flops"] for row in first),
         tokens_per_second=median(rates),
         mfu=median(mfus) if mfus else None,
         of_fp8_peak=_on_fp8_tensor_cores(run_files.read_environment(run_dir) or {}),
         attempts=max(row["attempt"] for row in rows),
     )
+
+
+def _check(path: Path, line: int, row: dict[str, Any]) -> None:
+    """Raises ValueError naming the line of the ledger that is not one of ours."""
+    for name in ("attempt", "devices", "seconds", "steps", "tokens", "model_flops"):
+        if not _is_number(row.get(name)):
+            raise ValueError(
+                f"{path}: line {line}: {name} is {row.get(name)!r}, not a number; remove that line"
+            )
+    if missing := {"event", "phase", "device"} - row.keys():
+        raise ValueError(f"{path}: line {line}: no {min(missing)}; remove that line")
+
+
+def _logged(run_dir: Path, name: str) -> list[float]:
+    """What the steps logged under a name, in order; steps without it are passed over."""
+    values = [row[name] for row in run_files.read_metrics(run_dir) if row.get(name) is not None]
+    for value in values:
+        if not _is_number(value) or not value:
+            raise ValueError(f"{run_dir / run_files.METRICS}: {name} is {value!r}; remove that line")
+    return values
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is finite and not negative."""
+    return isinstance(value, int | float) and 0 <= value < math.inf
 
 
 def _on_fp8_tensor_cores(environment: dict[str, Any]) -> bool:

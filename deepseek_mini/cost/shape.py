@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from deepseek_mini.config import Attention, ModelConfig
-from deepseek_mini.cost.tables import number
+from deepseek_mini.cost.tables import whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,29 +118,29 @@ def shape_of_row(row: dict[str, str]) -> Shape:
     A row without `dense_layers` is dense throughout if it has no experts, and MoE throughout otherwise.
     Raises ValueError naming the column that is missing or wrong.
     """
-    layers, experts = _required(row, "layers"), _optional(row, "n_experts")
+    layers, experts = _positive(row, "layers"), whole(row, "n_experts", 0)
     dense_default = 0 if experts else layers
-    n_dense = _optional(row, "dense_layers", dense_default)
+    n_dense = whole(row, "dense_layers", dense_default)
     if n_dense > layers:
         raise ValueError(f"column dense_layers: {n_dense} exceeds layers={layers}")
     column = "ffn" if "ffn" in row else "dense_ffn"
-    heads = _required(row, "heads")
+    heads = _positive(row, "heads")
     return Shape(
-        dim=_required(row, "hidden"),
-        vocab_size=_required(row, "vocab"),
+        dim=_positive(row, "hidden"),
+        vocab_size=_positive(row, "vocab"),
         n_heads=heads,
-        n_kv_heads=_optional(row, "kv_heads", heads),
+        n_kv_heads=_positive(row, "kv_heads", heads),
         n_dense_layers=n_dense,
-        dense_width=_required(row, column) if n_dense else 0,
+        dense_width=_positive(row, column) if n_dense else 0,
         n_moe_layers=layers - n_dense,
         n_experts=experts,
-        top_k=_required(row, "top_k") if experts else 0,
-        expert_width=_required(row, "expert_ffn") if experts else 0,
-        shared_width=_optional(row, "shared_ffn"),
-        mlp_matrices=_optional(row, "ffn_mats", 3),
-        window=_optional(row, "window"),
-        n_window_layers=_optional(row, "window_layers"),
-        mtp_depth=_optional(row, "mtp_depth"),
+        top_k=_positive(row, "top_k") if experts else 0,
+        expert_width=_positive(row, "expert_ffn") if experts else 0,
+        shared_width=whole(row, "shared_ffn", 0),
+        mlp_matrices=_positive(row, "ffn_mats", 3),
+        window=whole(row, "window", 0),
+        n_window_layers=whole(row, "window_layers", 0),
+        mtp_depth=whole(row, "mtp_depth", 0),
         **_heads(row),
     )
 
@@ -164,13 +164,9 @@ def _heads(row: dict[str, str]) -> dict[str, int]:
     return widths | {"q_rank": q_rank, "kv_rank": kv_rank, "rope_width": rope}
 
 
-def _required(row: dict[str, str], column: str) -> int:
-    value = number(row, column)
-    if value is None or value < 1 or value != int(value):
+def _positive(row: dict[str, str], column: str, default: int = 0) -> int:
+    """`default` if the cell is empty; 0 is none."""
+    value = whole(row, column, default)
+    if not value:
         raise ValueError(f"column {column}: {row.get(column)!r} is not a positive whole number")
-    return int(value)
-
-
-def _optional(row: dict[str, str], column: str, default: int = 0) -> int:
-    value = number(row, column)
-    return default if value is None else int(value)
+    return value

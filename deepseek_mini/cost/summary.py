@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepseek_mini.cost.draws import Triangular, band
+from deepseek_mini.cost.draws import band
 from deepseek_mini.cost.extrapolate import PUBLISHED, Extrapolation
 from deepseek_mini.cost.flops import flops_per_token
 from deepseek_mini.cost.plan import Plan
@@ -34,7 +34,7 @@ def as_json(result: Extrapolation) -> dict[str, Any]:
         and {
             **_hours_json(best.run.metered, result),
             "lines": {name: band(hours) for name, hours in best.run.lines.items()},
-            "dollar_lines": result.extras.lines(float(np.median(best.run.metered)) * price.typical),
+            "dollar_lines": extra_dollars(result),
         },
         "flops_per_token": flops_by_convention_of(result.plan),
         "step": _step_json(result),
@@ -114,7 +114,14 @@ def _hours_json(hours: NDArray[np.float64], result: Extrapolation) -> dict[str, 
 def dollars(hours: NDArray[np.float64], price: Price) -> dict[str, float]:
     """P10, P50 and P90 of hours times a price, drawn independently."""
     shares = np.random.default_rng(2).permutation((np.arange(len(hours)) + 0.5) / len(hours))
-    return band(hours * Triangular(price.low, price.typical, price.high).quantile(shares))
+    return band(hours * price.drawn(shares))
+
+
+def extra_dollars(result: Extrapolation) -> dict[str, float]:
+    """Dollars beside the run's own GPU-hours, that the user has set; shares are of its P50."""
+    if result.best is None or result.best.run is None:
+        return {}
+    return result.extras.lines(dollars(result.best.run.metered, result.price)["p50"])
 
 
 def _dollars_of_band(hours: dict[str, float], price: Price) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,19 @@ def number(row: dict[str, str], column: str) -> float | None:
     if text in ("", "n/a"):
         return None
     try:
-        return float(text)
+        value = float(text)
     except ValueError as error:
         raise ValueError(f"column {column}: {text!r} is not a number") from error
+    if not math.isfinite(value):
+        raise ValueError(f"column {column}: {text!r} is not a number")
+    return value
+
+
+def whole(row: dict[str, str], column: str, default: int) -> int:
+    """The whole number in a cell, `default` if it is empty. Raises ValueError naming the column otherwise."""
+    value = number(row, column)
+    if value is None:
+        return default
+    if value < 0 or value != int(value):
+        raise ValueError(f"column {column}: {row[column]!r} is not a whole number, 0 or more")
+    return int(value)

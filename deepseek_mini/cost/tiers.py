@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+from deepseek_mini.cost.breakdown import layer_activation_bytes, rank_memory
 from deepseek_mini.cost.devices import find_gpu
 from deepseek_mini.cost.draws import Draws, band, central, run_priors
 from deepseek_mini.cost.layer_profile import LayerProfile
-from deepseek_mini.cost.layout import LAYOUTS, MIDDLE_LAYOUT
+from deepseek_mini.cost.layout import LAYOUTS, MIDDLE_LAYOUT, stages
 from deepseek_mini.cost.plan import Plan
 from deepseek_mini.cost.predict import predict
 from deepseek_mini.cost.published import find_evidence, steady_from
@@ -82,7 +83,10 @@ def layer_tier(plan: Plan, profile: LayerProfile, profile_shape: Shape, draws: D
         reason = "the profile is of an MoE layer, the target is dense"
     if reason is not None:
         return Tier("layer_profile", title, None, reason)
-    hours = steady_hours(plan, step_seconds(Costs(plan, profile, profile_shape, draws)))
+    try:
+        hours = steady_hours(plan, step_seconds(Costs(plan, profile, profile_shape, draws)))
+    except ValueError as error:
+        raise ValueError(f"{error}; change --batch, --pp or --schedule") from error
     middle = Costs(plan, profile, profile_shape, central(run_priors()))
     scaled = (
         ""
@@ -90,10 +94,21 @@ def layer_tier(plan: Plan, profile: LayerProfile, profile_shape: Shape, draws: D
         else "; another shape than the profile's: scaled by FLOPs, not measured"
     )
     evidence = (
-        f"{profile.label}; {plan.schedule}, PP{plan.pp}, EP{plan.ep}, layouts {', '.join(LAYOUTS)}{scaled}"
+        f"{profile.label}; {plan.schedule}, PP{plan.pp}, EP{plan.ep}, layouts {', '.join(LAYOUTS)}; "
+        f"{profile.precision}{scaled}{overfull(plan)}"
     )
     run = run_hours(plan, hours, draws, ramp_share(middle, MIDDLE_LAYOUT))
     return Tier("layer_profile", title, band(hours), evidence, run)
+
+
+def overfull(plan: Plan) -> str:
+    """What to say where a rank needs more memory than its GPU has; nothing if all fit."""
+    layout = stages(plan.shape, plan.pp, MIDDLE_LAYOUT)
+    memory = rank_memory(plan, layout, layer_activation_bytes(plan))
+    needed, there = max(sum(rank.values()) for rank in memory) / 1e9, plan.cluster.gpu.memory_gb
+    if there is None or needed <= there:
+        return ""
+    return f"; DOES NOT FIT: a rank needs about {needed:,.0f} GB of {there:g}; raise --pp or --ep"
 
 
 def layer_profile_applies(plan: Plan, profile: LayerProfile) -> str | None:
@@ -109,6 +124,6 @@ def layer_profile_applies(plan: Plan, profile: LayerProfile) -> str | None:
     if (measured.bf16, measured.fp8, measured.memory_gbps) == (wanted.bf16, wanted.fp8, wanted.memory_gbps):
         return None
     return (
-        f"{profile.name} was taken on {measured.name}; {wanted.name} has other peaks. Measure a layer there "
-        "with scripts/benchmark.py layers, and give the file as --profile"
+        f"{profile.name} was taken on {measured.name}; {wanted.name} has other peaks or memory. Measure a "
+        "layer there with scripts/benchmark.py layers, and give the file as --profile"
     )

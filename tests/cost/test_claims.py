@@ -1,6 +1,7 @@
 """Each popular wrong claim about V3, beside what the model says."""
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from deepseek_mini.cost.claim import Claim, Verdict
 from deepseek_mini.cost.claims import popular_claims
 from deepseek_mini.cost.plan import make_plan, parse_cluster
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "claims.md"
 HOURS = {
     "pre-training at the steady rate": 2.52e6,
     "batch ramp": 16e3,
@@ -91,3 +93,10 @@ def test_the_backward_products_of_the_trace_are_faster_than_16_bits_can_be() -> 
     claim = claims()["FP8 forward, FP16 backward"]
     assert claim.claimed is not None
     assert claim.model > claim.claimed == 989.4
+
+
+def test_the_page_in_the_docs_has_every_claim_with_its_verdict() -> None:
+    """It is written by scripts/reproduce_claims.py; a claim that changes has to be written again."""
+    page = PAGE.read_text()
+    for claim in claims().values():
+        assert f"| {claim.claim} | **{claim.verdict}** | {claim.published} |" in page

@@ -41,7 +41,7 @@ def test_the_newest_band_is_taken_unless_a_price_is_given() -> None:
     assert (given.low, given.typical, given.high) == (3.0, 3.0, 3.0)
 
 
-@pytest.mark.parametrize("price", [0.0, -2.0, float("nan")])
+@pytest.mark.parametrize("price", [0.0, -2.0, float("nan"), float("inf")])
 def test_a_price_must_be_positive(price: float) -> None:
     with pytest.raises(ValueError, match="--price"):
         price_band("H800", price)
@@ -49,15 +49,30 @@ def test_a_price_must_be_positive(price: float) -> None:
 
 def test_a_device_without_a_price_asks_for_one() -> None:
     with pytest.raises(ValueError, match="give --price"):
-        price_band("GB300")
+        price_band("L4")
+
+
+@pytest.mark.parametrize("device", ["A100", "H100", "H800", "H200", "B200", "GB200", "GB300"])
+def test_every_training_gpu_of_the_issue_has_a_rental_band(device: str) -> None:
+    price = price_band(device)
+    assert 1 < price.low < price.typical < price.high < 12
+
+
+def test_a_band_in_words_names_the_median_that_dollars_are_drawn_around() -> None:
+    """(1.70, 2.00, 3.42): half lies above 3.42 - sqrt(0.5 x 1.72 x 1.42) = 2.31."""
+    assert "2.00 most likely, 2.31 in the median" in price_band("H800").text
+    assert price_band("H800", 3.0).text == "$3.00 per GPU-hour: --price"
 
 
 def test_extras_are_zero_unless_set_and_separate_lines() -> None:
     assert Extras().lines(1e6) == {"failed runs": 0.0, "research": 0.0, "staff": 0.0, "data": 0.0}
     lines = Extras(staff=5.0, data=7.0, failed_runs=0.1, research=2.0).lines(1e6)
     assert lines == {"failed runs": 1e5, "research": 2e6, "staff": 5.0, "data": 7.0}
-    with pytest.raises(ValueError, match="--staff"):
-        Extras(staff=-1.0)
+    for amount in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="--staff"):
+            Extras(staff=amount)
+        with pytest.raises(ValueError, match="--research"):
+            Extras(research=amount)
 
 
 @pytest.mark.parametrize("owner", [{"use": 0.0}, {"use": 1.2}, {"years": 0.0}, {"purchase": -1.0}])

@@ -18,6 +18,7 @@ def test_h800_stands_on_nvidias_h100_and_never_on_deepseeks_own() -> None:
     evidence = find_evidence(plan_for("h800_2048"))
     assert evidence is not None
     assert (evidence.tokens_per_second, evidence.system, evidence.same_gpu) == (1297, "DGX-H100", False)
+    assert "on DGX-H100 with 1,024 GPUs" in evidence.text
     hours = steady_from(evidence, plan_for("h800_2048"), np.ones(1))
     assert float(hours[0]) / 14.8 == pytest.approx(214.2e3, rel=1e-3)
 
@@ -76,7 +77,9 @@ def test_releases_differ_by_a_few_percent() -> None:
         ("h800_2048", {"schedule": "gpipe"}, "choose one of"),
         ("h800_2048", {"pp": 15, "schedule": "dualpipe"}, "even number of stages"),
         ("h800_2048", {"tokens": -1.0}, "must be positive"),
+        ("h800_2048", {"tokens": float("inf")}, "must be positive"),
         ("h800_2048", {"batch_size": -8}, "--batch"),
+        ("h800_2048", {"batch_size": 0}, "--batch=0"),
         ("b900_2048", {}, "unknown device 'b900'"),
         ("h800", {}, "device_count"),
         ("h800_0", {}, "device_count"),

@@ -82,6 +82,11 @@ def test_a_row_with_latent_attention_is_v3s_config() -> None:
         ("head_dim", "wide", "head_dim"),
         ("head_dim", "MLA(1, 2)", "q rank"),
         ("dense_layers", "127", "dense_layers"),
+        ("kv_heads", "0", "kv_heads"),
+        ("kv_heads", "8.5", "kv_heads"),
+        ("shared_ffn", "-5", "shared_ffn"),
+        ("ffn_mats", "0", "ffn_mats"),
+        ("layers", "inf", "layers"),
     ],
 )
 def test_a_wrong_cell_is_named(column: str, value: str, message: str) -> None:

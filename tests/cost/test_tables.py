@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deepseek_mini.cost.tables import DATA, number, read_csv, read_table
+from deepseek_mini.cost.tables import DATA, number, read_csv, read_table, whole
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,8 +30,17 @@ def test_every_row_says_where_it_is_from(path: Path) -> None:
 def test_numbers_are_read_and_absent_ones_are_none() -> None:
     assert number({"a": " 1e3 "}, "a") == 1000
     assert number({"a": ""}, "a") is number({"a": "n/a"}, "a") is number({}, "a") is None
-    with pytest.raises(ValueError, match="column a: 'x'"):
-        number({"a": "x"}, "a")
+    for text in ("x", "nan", "inf", "-inf"):
+        with pytest.raises(ValueError, match=f"column a: '{text}'"):
+            number({"a": text}, "a")
+
+
+def test_whole_numbers_are_not_rounded_to() -> None:
+    assert whole({"a": "8.0"}, "a", 1) == 8
+    assert whole({"a": ""}, "a", 1) == whole({}, "a", 1) == 1
+    for text in ("8.5", "-8"):
+        with pytest.raises(ValueError, match=f"column a: '{text}'"):
+            whole({"a": text}, "a", 1)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:

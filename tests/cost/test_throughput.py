@@ -62,7 +62,8 @@ def test_what_the_wrong_rows_counted_is_what_the_reason_says() -> None:
     assert flops_per_token(exact, 4096) == pytest.approx(32.63e9, abs=5e6)
     for length, printed in ((4096, 27.16e9), (8192, 30.79e9)):
         assert flops_per_token(counted, length) == pytest.approx(printed, abs=5e6)
-        rows = [p.vendor for p in PAIRS if p.model == "GPT OSS 120B" and p.sequence_length == length]
+        pairs = [p for p in PAIRS if p.model == "GPT OSS 120B" and p.sequence_length == length]
+        rows = [p.vendor for p in pairs if p.vendor]
         assert rows == pytest.approx([printed] * len(rows), rel=0.01)
         assert median(rows) == pytest.approx(printed, rel=1e-3)
 
@@ -77,11 +78,20 @@ def test_later_releases_of_the_wrong_model_count_again() -> None:
 def test_names_are_read_as_vendors_write_them() -> None:
     assert model_key("DeepSeekV3 (w/o MTP)") == model_key("DeepSeek-V3 (dropless)") == "deepseekv3"
     assert not with_mtp("DeepSeekV3 (w/o MTP)")
+    assert not with_mtp("DeepSeek-V3 (without MTP)")
     assert with_mtp("DeepSeekV3 (w/ MTP)")
     assert release("26.04.01 NeMo Container") == (26, 4, 1) > release("26.02 NeMo Container")
 
 
-@pytest.mark.parametrize("tokens", ["", "0", "-3", "fast"])
+@pytest.mark.parametrize("column", ["tokens_per_s_per_gpu", "model_tflops_per_gpu", "seq_len"])
+def test_a_row_that_lacks_a_figure_is_listed_and_not_scored(column: str) -> None:
+    """Vendors publish many rates without TFLOPS: they must not keep the others from being scored."""
+    lacking, whole = score_pairs([{**ROW, column: "n/a"}, ROW])
+    assert (lacking.excluded, lacking.deviation is None) == (f"no {column}", True)
+    assert summarise_pairs([lacking, whole])["n_scored"] == 1
+
+
+@pytest.mark.parametrize("tokens", ["0", "-3", "fast", "nan", "inf"])
 def test_a_wrong_cell_names_its_line(tokens: str) -> None:
     with pytest.raises(ValueError, match=r"line 2: .*tokens_per_s_per_gpu"):
         score_pairs([{**ROW, "tokens_per_s_per_gpu": tokens}])
@@ -90,3 +100,8 @@ def test_a_wrong_cell_names_its_line(tokens: str) -> None:
 def test_a_file_without_known_models_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model_shapes\.csv"):
         summarise_pairs(score_pairs([{**ROW, "model": "Unheard-of 3B"}]))
+
+
+def test_a_file_without_model_names_is_refused() -> None:
+    with pytest.raises(ValueError, match="no column 'model'"):
+        score_pairs([{name: value for name, value in ROW.items() if name != "model"}])
