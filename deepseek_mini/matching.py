@@ -16,6 +16,9 @@ WIDTHS = (
     *("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
 )
 
+WORST_MATCH = 0.05
+"""By such a share may what is solved for miss what was asked for."""
+
 
 def solve(config: Config) -> Config:
     """What `scale`, `model.moe.granularity`, `model.attention_match` and `trainer.max_flops` ask for.
@@ -69,7 +72,8 @@ def _split_experts(model: ModelConfig) -> ModelConfig:
 def _match_attention(model: ModelConfig) -> ModelConfig:
     """The head width of mha, gqa or mqa with the weights, or the cache, of this model's MLA.
 
-    The width is even, for RoPE, and the nearest such: weights differ by at most one pair in each head.
+    The width is even, for RoPE, and the nearest such: weights differ by at most one pair in each head. Where
+    heads are so narrow that a pair is too much to call it a match, it is refused.
     """
     request = model.attention_match
     plain = replace(model, attention_match=AttentionMatch.none)
@@ -86,5 +90,11 @@ def _match_attention(model: ModelConfig) -> ModelConfig:
         even >= 2,
         f"model.attention_match={request} leaves heads of {width:.1f} to model.attention={model.attention}; "
         "lower model.n_heads or model.n_kv_heads",
+    )
+    require(
+        abs(even - width) <= WORST_MATCH * width,
+        f"model.attention_match={request} asks model.attention={model.attention} for heads of {width:.2f}; "
+        f"RoPE needs an even width, and {even} misses by {abs(even / width - 1):.0%}; change model.n_heads, "
+        "model.n_kv_heads or model.kv_lora_rank",
     )
     return replace(plain, v_head_dim=even)

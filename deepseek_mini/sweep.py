@@ -1,5 +1,6 @@
 """Sweeps: `-m` turns one command line into several runs, checks them all, then runs one after the other."""
 
+import ctypes
 import itertools
 import os
 import signal
@@ -16,6 +17,7 @@ from deepseek_mini.compose import Composed, ConfigError, compose, group_options,
 from deepseek_mini.run_dir import run_directory
 
 INTERRUPTED = 130
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +137,20 @@ def _run_child(command: list[str]) -> tuple[int, bool]:
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        children.append(subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}))
+        environment = os.environ | {"PYTHONPATH": path}
+        children.append(subprocess.Popen(command, env=environment, preexec_fn=_ends_with_its_parent()))
         return children[0].wait(), bool(signals)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _ends_with_its_parent() -> Callable[[], None] | None:
+    """What a child does first, on Linux: it asks for SIGTERM should this process be killed.
+
+    A run that went on alone would meet the repeated sweep in its directory.
+    """
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

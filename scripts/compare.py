@@ -36,12 +36,13 @@ def compare_runs(arguments: argparse.Namespace) -> dict[str, Any]:
     from deepseek_mini.analysis.groups import group_runs
     from deepseek_mini.analysis.ladder import choose_baselines, fit_families, infer_family
     from deepseek_mini.analysis.provenance import page_command
-    from deepseek_mini.analysis.runs import find_runs, read_run
+    from deepseek_mini.analysis.runs import read_runs
 
     try:
         if not 0 < arguments.alpha < 1:
             raise ValueError(f"--alpha {arguments.alpha} must lie between 0 and 1")
-        groups = group_runs([read_run(path) for path in find_runs(arguments.runs)])
+        runs, notes = read_runs(arguments.runs)
+        groups = group_runs(runs)
         family = arguments.family or ([] if arguments.baseline else infer_family(groups))
         baselines = choose_baselines(groups, arguments.baseline, family)
         design = Design(arguments.metric, arguments.at, arguments.alpha)
@@ -49,6 +50,7 @@ def compare_runs(arguments: argparse.Namespace) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(str(error)) from error
     result["scaling"] = fit_families(result, groups, family)
+    result["notes"] += notes
     result["page"], result["plots"] = None, []
     if page := _page(arguments):
         result["command"] = page_command(list(map(str, arguments.runs)), page) if arguments.page else None

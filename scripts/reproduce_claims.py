@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
 def reproduce(arguments: argparse.Namespace) -> None:
     """Write the page, or print the JSON. Raises UserError for what the user can mend."""
     from deepseek_mini.analysis.claims_page import draw_claims, make_page
-    from deepseek_mini.analysis.studies import measured, read_study
+    from deepseek_mini.analysis.studies import measured, other_verdicts, read_study
     from deepseek_mini.compose import compose
     from deepseek_mini.cost.claim import Topic
     from deepseek_mini.cost.extrapolate import v3_claims
@@ -47,6 +47,7 @@ def reproduce(arguments: argparse.Namespace) -> None:
     claims = v3_claims(plan, profile, shape_of(compose([f"model={profile.model}"]).config.model), v3.model)
     if arguments.json:
         found = {topic.name: measured(topic, studies) for topic in Topic}
+        found["others"] = other_verdicts(studies)
         rows = [{**asdict(claim), "topic": claim.topic.name} for claim in claims]
         print(json.dumps({"claims": rows, "measured": found}))
         return

@@ -100,6 +100,33 @@ def test_missing_seeds_are_named(tmp_path, capsys):
     assert result["groups"][1]["differences"]["val/loss"]["n"] == 2
 
 
+def test_seeds_that_the_baseline_misses_are_named(tmp_path, capsys, monkeypatch):
+    runs = write_pair(tmp_path, [0.01, 0.01, 0.012], MHA)
+    left = [run for run in runs if run.name != "base-1"]
+    result = compare_json(capsys, *left)
+    assert result["groups"][1]["missing_in_baseline"] == [1]
+    monkeypatch.setenv("COLUMNS", "200")
+    assert compare.main([*map(str, left), "--out", str(tmp_path / "out")]) == 0
+    assert "[baseline has no seed 1]" in capsys.readouterr().out
+
+
+def test_two_seeds_on_each_side_that_share_one_are_told_what_is_missing(tmp_path, capsys):
+    runs = [run for run in write_pair(tmp_path, [0.01] * 3, MHA) if run.name not in ("base-2", "variant-0")]
+    verdict = compare_json(capsys, *runs)["groups"][1]["verdict"]
+    assert "no verdict: it takes two seeds in common" in verdict
+
+
+def test_a_run_that_has_logged_nothing_stops_no_comparison_of_its_sweep(tmp_path, capsys):
+    runs = write_pair(tmp_path / "sweep", [0.01, 0.01], MHA)
+    begun = write_run(tmp_path / "sweep" / "variant-2", MHA, seed=2, steps=0)
+    result = compare_json(capsys, tmp_path / "sweep")
+    assert sum(len(group["runs"]) for group in result["groups"]) == len(runs)
+    assert f"{begun} is left out: no step is logged yet" in result["notes"]
+    assert "no step is logged yet" in refusal(capsys, tmp_path / "sweep", begun)
+    write_run(tmp_path / "other" / "a", steps=0)
+    assert "no step is logged yet in any of 1 runs" in refusal(capsys, tmp_path / "other")
+
+
 def test_single_seeds_get_a_table_and_no_verdict(tmp_path, capsys):
     result = compare_json(capsys, *write_pair(tmp_path, [0.5], MHA))
     variant = result["groups"][1]
@@ -135,6 +162,12 @@ def test_different_token_counts_are_flagged_and_compared_on_request(tmp_path, ca
     at_tokens = compare_json(capsys, *runs, "--at", "tokens")
     assert at_tokens["budget"] == 5120
     assert at_tokens["groups"][1]["means"]["val/loss"] == pytest.approx(2.9 + 2 / 40 - 2 / 80)
+    assert [group["share_of_runs"] for group in at_tokens["groups"]] == [1.0, 0.5]
+    assert compare.main([*map(str, runs), "--at", "tokens", "--out", str(tmp_path / "out")]) == 0
+    page = " ".join((tmp_path / "out/comparison.md").read_text().split())
+    assert "[unfair: read at 50% of its runs and 100% of the baseline's]" in page
+    assert "trainer.max_flops plans runs that end at equal FLOPs" in page
+    capsys.readouterr()
     at_flops = compare_json(capsys, *runs, "--at", "flops")
     cheaper = at_flops["groups"][1]["means"]
     assert (
@@ -159,11 +192,16 @@ def test_tokenizers_that_differ_are_judged_by_bits_per_byte(tmp_path, capsys):
     assert any("tokenizers differ" in note for note in result["notes"])
 
 
-def test_the_same_run_twice_counts_once_and_its_copy_is_refused(tmp_path, capsys):
+def test_a_run_that_repeats_another_counts_once_and_is_refused_if_its_losses_differ(tmp_path, capsys):
+    """As the baseline that ablate_attention has at matched parameters and again at a matched cache."""
     run, copy = write_run(tmp_path / "a"), write_run(tmp_path / "b")
     other = write_run(tmp_path / "c", MHA)
     assert len(compare_json(capsys, run, run, other)["groups"][0]["runs"]) == 1
-    assert "same settings, seed and code" in refusal(capsys, run, copy)
+    result = compare_json(capsys, run, copy, other)
+    assert result["groups"][0]["runs"] == [str(run)]
+    assert f"{copy} repeats {run} to the last digit: counted once" in result["notes"]
+    differs = write_run(tmp_path / "d", loss=2.9)
+    assert "same settings, seed and code, and not the same losses" in refusal(capsys, run, differs)
 
 
 def test_two_versions_of_the_code_are_two_groups(tmp_path, capsys):
@@ -243,6 +281,8 @@ def test_a_ladder_is_found_fitted_and_judged_by_its_trend(tmp_path, capsys):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "out" / "comparison.md").read_text()
     assert "attention=mha: by the trend over sizes +2.0" in page
+    assert "- Loss against compute: a straight line in logarithms" in page
+    assert "- Trend: a straight line through the differences" in page
     assert result["groups"][0]["label"] == "attention=mla, scale=0.5"
     one_seed = [run for run in runs if run.name.endswith("-0")]
     (trend,) = compare_json(capsys, *one_seed)["scaling"]["trends"].values()
@@ -280,7 +320,7 @@ def test_a_page_has_question_commands_pictures_and_provenance(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["page"] == str(page)
     text = page.read_text()
     assert text.startswith("# Does an expert that sees every token help? Without it")
-    assert "compare.py --at flops grants" in text
+    assert "At equal FLOPs instead: trainer.max_steps=null" in text
     assert "    python train.py -m experiment=ablate_shared_experts trainer.max_steps=40\n" in text
     assert f"--page {page}" in text
     assert "- one thread each\n" in text
@@ -305,7 +345,10 @@ def test_other_figures_that_differ_are_named(tmp_path, capsys):
             text.replace('"val/max_violation": 0.25', '"val/max_violation": 2.25')
         )
     compare_json(capsys, *runs, "--out", tmp_path / "out")
-    assert "MaxVio, validation set is higher by 2 (2 to 2)" in (tmp_path / "out/comparison.md").read_text()
+    page = " ".join((tmp_path / "out/comparison.md").read_text().split())
+    assert "MaxVio, validation set is higher by 2 (2 to 2)" in page
+    assert "stands out among 2 differences, without a correction for that number" in page
+    assert "each has a chance of 5%" in page
 
 
 def test_no_more_than_a_tenth_of_null_pairs_of_runs_are_shown(tmp_path):

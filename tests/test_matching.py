@@ -114,6 +114,14 @@ def test_no_width_is_no_model() -> None:
         load_config(overrides)
 
 
+def test_a_match_that_an_even_width_misses_by_far_is_refused() -> None:
+    """A cache of (64 + 16) / 2 channels over 8 heads of 5: with 4 or 6 it is a fifth off."""
+    overrides = ["experiment=minute", "model.attention=mha", "model.attention_match=kv_bytes"]
+    assert load_config(overrides).model.v_head_dim == 10
+    with pytest.raises(ConfigError, match=r"heads of 5.00; .* 4 misses by 20%; change model.n_heads"):
+        load_config([*overrides, "model.n_heads=8"])
+
+
 def test_the_ladder_is_four_sizes_and_takes_a_variant(tmp_path) -> None:
     jobs = plan(["experiment=ladder", "model.mtp.depth=0,1"])
     assert len(jobs) == 8

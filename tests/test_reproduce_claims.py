@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from analysis.synthetic import write_experts, write_run
-from test_compare import load_script
+from test_compare import load_script, write_ladder
 
 script = load_script("reproduce_claims")
 
@@ -60,7 +60,22 @@ def test_json_is_one_object_with_every_claim(capsys):
     assert len(found["claims"]) == 27
     assert {claim["verdict"] for claim in found["claims"]} == {"confirmed", "corrected", "not supported"}
     assert all(claim["published"] for claim in found["claims"])
-    assert set(found["measured"]) == {claim["topic"] for claim in found["claims"]}
+    assert set(found["measured"]) == {claim["topic"] for claim in found["claims"]} | {"others"}
+
+
+def test_ladders_and_ablations_that_no_claim_is_about_have_their_verdicts(tmp_path, capsys):
+    study = write_study(tmp_path / "shared", "model.n_shared_experts=1", "model.n_shared_experts=0")
+    assert script.main([str(study), "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out/claims.md").read_text()
+    assert "## Other ablations\n\n- n_shared_experts=0 against n_shared_experts=1: " in page
+    capsys.readouterr()
+    ladder = write_ladder(tmp_path / "ladder", seeds=2)
+    assert script.main([str(ladder[0].parent), "--json"]) == 0
+    lines = json.loads(capsys.readouterr().out)["measured"]["cache"]
+    compared = [line.partition(":")[0] for line in lines if " against " in line]
+    assert [line for line in compared if "scale=2" in line and line.count("scale=2") != 2] == []
+    assert len(compared) == 3
+    assert any("by the trend over sizes" in line for line in lines)
 
 
 @pytest.mark.parametrize("fault", ["nowhere", "unwritable"])

@@ -113,9 +113,8 @@ def test_interrupted_run_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.Monk
     assert "stopped at run 2 of 3" in said[-1]
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_ends_a_sweep_after_the_running_child_has_saved(signal_number: int, tmp_path: Path) -> None:
-    """Ctrl-C reaches the whole process group, SIGTERM the sweep alone."""
+def slow_sweep(folder: Path) -> subprocess.Popen[bytes]:
+    """A sweep of a slow run and another, in a process group of its own, once the first has begun."""
     code = (
         "import sys; from pathlib import Path; from deepseek_mini.sweep import Job, run_jobs; "
         "jobs = [Job([name], name, Path(name)) for name in ('slow', '0')]; "
@@ -123,11 +122,16 @@ def test_signal_ends_a_sweep_after_the_running_child_has_saved(signal_number: in
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code]
-    sweep = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, process_group=0, stdout=subprocess.DEVNULL
-    )
-    while not (tmp_path / "started.txt").exists():
+    sweep = subprocess.Popen(command, cwd=folder, env=environment, process_group=0, stdout=subprocess.DEVNULL)
+    while not (folder / "started.txt").exists():
         time.sleep(0.02)
+    return sweep
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_a_sweep_after_the_running_child_has_saved(signal_number: int, tmp_path: Path) -> None:
+    """Ctrl-C reaches the whole process group, SIGTERM the sweep alone."""
+    sweep = slow_sweep(tmp_path)
     if signal_number == signal.SIGINT:
         os.killpg(sweep.pid, signal_number)
     else:
@@ -135,6 +139,17 @@ def test_signal_ends_a_sweep_after_the_running_child_has_saved(signal_number: in
     assert sweep.wait(timeout=20) == 130
     assert (tmp_path / "saved.txt").exists()
     assert (tmp_path / "started.txt").read_text().split() == ["slow"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_a_run_does_not_outlive_a_sweep_that_is_killed(tmp_path: Path) -> None:
+    sweep = slow_sweep(tmp_path)
+    sweep.kill()
+    sweep.wait()
+    end = time.monotonic() + 10
+    while not (tmp_path / "saved.txt").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert (tmp_path / "saved.txt").exists()
 
 
 def test_sweep_starts_one_process_per_run(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from deepseek_mini.analysis import provenance, style
-from deepseek_mini.analysis.studies import Study, groups_per_token, kept_drafts, measured
+from deepseek_mini.analysis.studies import Study, groups_per_token, kept_drafts, measured, other_verdicts
 from deepseek_mini.config import ModelConfig
 from deepseek_mini.cost.claim import Claim, Topic
 from deepseek_mini.cost.claims import SECOND_TOKENS
@@ -35,6 +35,7 @@ def make_page(claims: list[Claim], studies: list[Study], command: str, picture: 
         " What is computed comes from the cost model, what is measured from the runs that the command names.",
         f"![claims]({picture})\n\nBlue is computed or measured here, orange published, grey the claim.",
         *(_section(topic, claims, studies) for topic in Topic),
+        *([f"## Other ablations\n\n{_bullets(rest)}"] if (rest := other_verdicts(studies)) else []),
         "Sources: V3 is arXiv:2412.19437, V2 2405.04434, ISCA 2505.09343, LFB 2408.15664.",
     ]
     if studies:

@@ -35,7 +35,7 @@ def compare(groups: list[Group], baseline: Callable[[Group], Group], design: Des
     `baseline` gives the group that another is compared with, or itself. Raises ValueError if corpora differ.
     """
     runs = [run for group in groups for run in group.runs.values()]
-    notes = check_comparable(runs)
+    notes = check_comparable(runs) + [note for group in groups for note in group.repeats]
     if design.metric != "val/bpb" and _differ(runs, lambda run: _tokenizer(run)):
         design = replace(design, metric="val/bpb")
         notes.append("tokenizers differ: judged by bits per byte, which does not depend on them")
@@ -48,7 +48,9 @@ def compare(groups: list[Group], baseline: Callable[[Group], Group], design: Des
         table, base = tables[group.label], baseline(group)
         row = _row(group, table, groups, design.metric)
         row["missing_seeds"] = [seed for seed in tables[base.label] if seed not in table]
+        row["missing_in_baseline"] = [seed for seed in table if seed not in tables[base.label]]
         row["baseline"] = None if base is group else base.label
+        row["share_of_runs"] = _share(group, design.at, budget) if budget else None
         if base is not group:
             sides = tables[base.label], table
             design_of_one = replace(design, alpha=alpha)
@@ -91,7 +93,7 @@ def judge(judged: Difference | None, sides: tuple[Table, Table], design: Design)
         way = "--at tokens, flops or seconds compares at a common budget"
         return {"shown": None, "verdict": f"not compared: {amounts[0]} tokens against {amounts[1]}; {way}"}
     if judged is None:
-        verdict = "no verdict: it takes two seeds or more on both sides"
+        verdict = "no verdict: it takes two seeds in common, or two on each side and none in common"
         return {"shown": None, "verdict": _of_one_seed(sides, design.metric) + verdict}
     scale = _mean(sides[0], design.metric)
     low, high, mean = judged.low / scale, judged.high / scale, judged.mean / scale
@@ -157,6 +159,11 @@ def _figures(group: Group, design: Design, budget: float | None, notes: list[str
             tokens = figures["tokens"] or 0
             notes.append(f"{group.label}: seed {seed} is left out, it ends at {tokens:,.0f} tokens")
     return table
+
+
+def _share(group: Group, at: At, budget: float) -> float:
+    """How much of its runs a group had behind it at the budget."""
+    return statistics.mean(min(budget / spent(run, at)[1][-1], 1.0) for run in group.runs.values())
 
 
 def _row(group: Group, table: Table, groups: list[Group], metric: str) -> dict[str, Any]:

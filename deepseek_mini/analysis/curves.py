@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
 from deepseek_mini.analysis import style
 from deepseek_mini.analysis.groups import Group
@@ -108,6 +108,7 @@ def _draw_trends(axes: Axes, trends: dict[str, dict[str, Any]], colours: dict[st
         axes.plot(trend["flops"], trend["fractions"], "o", color=colours[family], markersize=4)
     axes.axhline(0, color=style.INK, linewidth=0.8)
     axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("training FLOPs")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     axes.set_title("difference from the baseline of the same size")
@@ -188,6 +189,7 @@ def _cut_start(axes: Axes, curves: list[list[float]]) -> None:
 
 def _scaling_axes(axes: Axes, fits: dict[str, dict[str, Any]]) -> None:
     axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yscale("log")
     losses = [loss for fit in fits.values() for loss in fit["losses"]]
     axes.set_ylim(0.85 * min(losses), 1.1 * max(losses))

@@ -2,12 +2,14 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from deepseek_mini.analysis.runs import Run, is_neutral
 
 LONGEST_LABEL = 44
+LOSSES = ("train/main_loss", "val/loss")
+"""What two runs of the same settings, seed and code must agree in."""
 
 
 @dataclass
@@ -17,6 +19,8 @@ class Group:
     runs: dict[int, Run]
     """By seed, in rising order."""
     label: str = ""
+    repeats: list[str] = field(default_factory=list)
+    """Notes on runs that repeat one of these."""
 
     @property
     def first(self) -> Run:
@@ -30,20 +34,24 @@ class Group:
 def group_runs(runs: list[Run]) -> list[Group]:
     """Group runs by their settings, in the order given; where seeds repeat, by code and machine as well.
 
-    Raises ValueError if two runs differ in nothing.
+    A run that repeats another to the last digit, as a baseline that two sweeps share, counts once. Raises
+    ValueError if two runs differ in their losses and in nothing else.
     """
     seen = Counter((_key(run), run.seed) for run in runs)
     doubled = {key for (key, _), times in seen.items() if times > 1}
     groups: dict[str, Group] = {}
     for run in runs:
         key = _key(run) + (_origin(run) if _key(run) in doubled else "")
-        there = groups.setdefault(key, Group({})).runs
-        if run.seed in there:
+        group = groups.setdefault(key, Group({}))
+        first = group.runs.setdefault(run.seed, run)
+        if first is run:
+            continue
+        if any(first.series(name) != run.series(name) for name in LOSSES):
             raise ValueError(
-                f"{there[run.seed].path} and {run.path} have the same settings, seed and code: "
-                "give one of them"
+                f"{first.path} and {run.path} have the same settings, seed and code, and not the same "
+                "losses: give one of them"
             )
-        there[run.seed] = run
+        group.repeats.append(f"{run.path} repeats {first.path} to the last digit: counted once")
     for group in groups.values():
         group.runs = dict(sorted(group.runs.items()))
     label_groups(list(groups.values()))

@@ -52,7 +52,7 @@ def facts(runs: list[Run]) -> list[str]:
     seconds = sorted(3600 * h for h in hours if h is not None)
     if seconds:
         lines.append(
-            f"Wall-clock: {sum(seconds) / 60:.0f} minutes for {len(runs)} runs, {seconds[0]:.0f} to "
+            f"Wall-clock: {sum(seconds) / 60:.1f} minutes for {len(runs)} runs, {seconds[0]:.0f} to "
             f"{seconds[-1]:.0f} seconds each."
         )
     return lines

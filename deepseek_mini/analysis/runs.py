@@ -24,6 +24,10 @@ SMOOTHED = "train/smoothed"
 SMOOTHING = 0.9
 
 
+class NothingLogged(ValueError):
+    """A run directory without a step."""
+
+
 @dataclass
 class Run:
     """The records of one run; a file that is not there yet reads as empty."""
@@ -93,12 +97,31 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """Read a run directory. Raises ValueError naming the file that is missing or damaged."""
+    """Read a run directory. Raises ValueError naming the file that is missing, empty or damaged."""
     config = run_files.read_config(path)
     rows = run_files.read_metrics(path)
     if not rows:
-        raise ValueError(f"{path / run_files.METRICS}: no step is logged yet; let the run go on first")
+        raise NothingLogged(f"{path / run_files.METRICS}: no step is logged yet; let the run go on first")
     return Run(path, config, run_files.read_environment(path) or {}, run_files.read_summary(path) or {}, rows)
+
+
+def read_runs(paths: list[Path]) -> tuple[list[Run], list[str]]:
+    """The runs at the paths, and a note on each that a folder holds but that has logged nothing.
+
+    Such a run of a sweep has failed, or has only begun. Raises ValueError if it is given by itself.
+    """
+    runs: list[Run] = []
+    notes: list[str] = []
+    for path in find_runs(paths):
+        try:
+            runs.append(read_run(path))
+        except NothingLogged:
+            if path in paths:
+                raise
+            notes.append(f"{path} is left out: no step is logged yet")
+    if not runs:
+        raise NothingLogged(f"no step is logged yet in any of {len(notes)} runs; let them go on first")
+    return runs, notes
 
 
 def find_runs(paths: list[Path]) -> list[Path]:

@@ -10,7 +10,8 @@ import numpy as np
 from deepseek_mini.analysis.comparison import Design, compare, percent
 from deepseek_mini.analysis.experts import read_routing
 from deepseek_mini.analysis.groups import Group, differing_settings, group_runs
-from deepseek_mini.analysis.runs import find_runs, read_run
+from deepseek_mini.analysis.ladder import choose_baselines, fit_families, infer_family
+from deepseek_mini.analysis.runs import read_runs
 from deepseek_mini.analysis.tables import verdicts
 from deepseek_mini.cost.claim import Topic
 from deepseek_mini.cost.communication import expected_nodes
@@ -46,9 +47,17 @@ class Study:
 
 
 def read_study(path: Path) -> Study:
-    """Compare the runs in a folder with the first one's settings. Raises ValueError naming what is wrong."""
-    groups = group_runs([read_run(run) for run in find_runs([path])])
-    result = compare(groups, lambda _: groups[0], Design())
+    """Compare the runs in a folder with the first one's settings, or those of a ladder size by size.
+
+    Raises ValueError naming what is wrong.
+    """
+    runs, notes = read_runs([path])
+    groups = group_runs(runs)
+    family = infer_family(groups)
+    baselines = choose_baselines(groups, None, family)
+    result = compare(groups, lambda group: baselines[group.label], Design())
+    result["scaling"] = fit_families(result, groups, family)
+    result["notes"] += notes
     topic = next((SETTINGS[key] for key in differing_settings(groups) if key in SETTINGS), None)
     return Study(path, topic, groups, result)
 
@@ -59,6 +68,11 @@ def measured(topic: Topic, studies: list[Study]) -> list[str]:
         return [ELSEWHERE[topic]]
     lines = [line for study in studies if study.topic is topic for line in _lines(study)]
     return lines or ["not measured: no such runs were given"]
+
+
+def other_verdicts(studies: list[Study]) -> list[str]:
+    """Verdicts on what no claim is about."""
+    return [line for study in studies if study.topic is None for line in verdicts(study.result)]
 
 
 def groups_per_token(group: Group) -> float | None:

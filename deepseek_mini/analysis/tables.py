@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deepseek_mini.analysis import provenance
-from deepseek_mini.analysis.comparison import percent
+from deepseek_mini.analysis.comparison import CLOSE, percent
 from deepseek_mini.analysis.figures import FIGURES
 from deepseek_mini.analysis.runs import Run
 from deepseek_mini.analysis.style import short
@@ -72,11 +72,14 @@ def settings_table(result: dict[str, Any]) -> TextTable:
 def verdicts(result: dict[str, Any]) -> list[str]:
     """A line for each comparison, then for the ladder."""
     lines = []
+    shares = {group["label"]: group["share_of_runs"] for group in result["groups"]}
     for group in result["groups"]:
         if group["baseline"]:
-            missing = ", ".join(map(str, group["missing_seeds"]))
-            without = f" [no seed {missing}]" if missing else ""
-            lines.append(f"{group['label']} against {group['baseline']}: {group['verdict']}{without}")
+            names = {"no seed": group["missing_seeds"], "baseline has no seed": group["missing_in_baseline"]}
+            missing = [f" [{name} {', '.join(map(str, seeds))}]" for name, seeds in names.items() if seeds]
+            unequal = _unequal(shares[group["label"]], shares[group["baseline"]])
+            line = f"{group['label']} against {group['baseline']}: {group['verdict']}"
+            lines.append("".join([line, *missing, unequal]))
     scaling = result.get("scaling") or {"fits": {}, "trends": {}}
     for name, fit in scaling["fits"].items():
         then = fit["at_ten_times"]
@@ -86,6 +89,13 @@ def verdicts(result: dict[str, Any]) -> list[str]:
             f"({then['low']:.3f} to {then['high']:.3f})"
         )
     return lines + [f"{name}: {_trend(trend)}" for name, trend in scaling["trends"].items()]
+
+
+def _unequal(share: float | None, baseline: float | None) -> str:
+    """A warning where one side is read near its end, with a low learning rate, and the other long before."""
+    if share is None or baseline is None or abs(share - baseline) < CLOSE - 1:
+        return ""
+    return f" [unfair: read at {share:.0%} of its runs and {baseline:.0%} of the baseline's]"
 
 
 def _trend(trend: dict[str, Any]) -> str:
@@ -117,13 +127,35 @@ def footnotes(result: dict[str, Any]) -> list[str]:
         lines.append(
             f"Difference: variant minus baseline, {' and '.join(sorted(methods))}; Student's t intervals "
             f"of {1 - result['alpha']:.0%} confidence{together}. Can show: the smallest true difference that "
-            f"such a design finds {percent(result['power'])} of the time, at the spread seen."
+            f"a repetition finds {percent(result['power'])} of the time, by the spread seen and allowing for "
+            "how little so few seeds tell of it."
         )
+    if result.get("scaling"):
+        lines += _of_fits(result)
     if result["budget"] is not None:
-        cut = "; a schedule planned for longer had not yet lowered its learning rate there"
+        cut = (
+            "; a schedule planned for longer had not yet lowered its learning rate there: "
+            "trainer.max_flops plans runs that end at equal FLOPs"
+        )
         more = cut if result["cut_short"] else ""
         lines.append(f"Read at {short(result['budget'])} {result['at']}, the most that all reached{more}.")
     return lines + result["notes"]
+
+
+def _of_fits(result: dict[str, Any]) -> list[str]:
+    """How the lines over sizes are drawn, and what they take for granted."""
+    confidence = f"{1 - result['alpha']:.0%}"
+    lines = [
+        "Loss against compute: a straight line in logarithms through the means of the sizes, without an "
+        f"irreducible loss; t intervals of {confidence}, at ten times the largest compute for a run there."
+    ]
+    if result["scaling"]["trends"]:
+        lines.append(
+            "Trend: a straight line through the differences of all seeds and sizes against the logarithm of "
+            f"compute; t intervals of {confidence} for its end and, again, for its slope. Each is taken as a "
+            "draw of its own: an effect that is another at every size, with no trend, is shown too often."
+        )
+    return lines
 
 
 def markdown(result: dict[str, Any], runs: list[Run], notes: Sequence[str] = ()) -> str:
@@ -131,17 +163,19 @@ def markdown(result: dict[str, Any], runs: list[Run], notes: Sequence[str] = ())
     title, remarks = provenance.question(runs)
     commands = [provenance.training_command(runs), result.get("command")]
     known = [f"    {command}" for command in commands if command]
+    others = other_differences(result)
+    chance = [_of_others(result)] if others else []
     parts = [
         f"# {title}",
         remarks,
         "\n".join(known),
-        _bullets([*verdicts(result), *other_differences(result)]),
+        _bullets([*verdicts(result), *others]),
     ]
     for table in make_tables(result):
         lines = [table.header, ["---"] + ["---:"] * (len(table.header) - 1), *table.rows]
         parts.append(f"## {table.title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines))
     parts += [f"![{Path(name).stem}]({name})" for name in result["plots"]]
-    parts += ["## How", _bullets([*footnotes(result), *notes, *provenance.facts(runs)])]
+    parts += ["## How", _bullets([*footnotes(result), *chance, *notes, *provenance.facts(runs)])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -150,14 +184,29 @@ def other_differences(result: dict[str, Any]) -> list[str]:
     titles = {figure.name: figure.title for figure in FIGURES}
     lines = []
     for group in result["groups"]:
-        for name, judged in (group["differences"] or {}).items():
-            derived = name == "val/bpb" and result["metric"] == "val/loss"
-            if judged and judged["shown"] and name != result["metric"] and not derived:
+        for name, judged in _others(group, result["metric"]).items():
+            if judged["shown"]:
                 word = "lower" if judged["mean"] < 0 else "higher"
                 low, high = sorted((abs(judged["low"]), abs(judged["high"])))
                 mean, *ends = (_number(name, abs(value)) for value in (judged["mean"], low, high))
                 lines.append(f"{group['label']}: {titles[name]} is {word} by {mean} ({' to '.join(ends)})")
     return lines
+
+
+def _others(group: dict[str, Any], metric: str) -> dict[str, Any]:
+    """Differences in other figures than the one judged, but for bits per byte beside its loss."""
+    told = {metric, "val/bpb"} if metric == "val/loss" else {metric}
+    differences = group["differences"] or {}
+    return {name: judged for name, judged in differences.items() if judged and name not in told}
+
+
+def _of_others(result: dict[str, Any]) -> str:
+    """How far to trust `other_differences`."""
+    looked_at = sum(len(_others(group, result["metric"])) for group in result["groups"])
+    return (
+        f"The lines on other figures are what stands out among {looked_at} differences, without a correction "
+        f"for that number: without any effect each has a chance of {percent(result['alpha_per_comparison'])}."
+    )
 
 
 def _bullets(lines: Sequence[str]) -> str:

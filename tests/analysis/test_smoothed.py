@@ -58,4 +58,6 @@ def test_a_single_seed_gives_its_gap_and_no_verdict(tmp_path):
     row = judged(groups_of(tmp_path, [0.3]))
     assert row["shown"] is None
     assert row["verdict"].startswith("+9.")
-    assert row["verdict"].endswith("% with seed 0; no verdict: it takes two seeds or more on both sides")
+    assert row["verdict"].endswith(
+        "% with seed 0; no verdict: it takes two seeds in common, or two on each side and none in common"
+    )
