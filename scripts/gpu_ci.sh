@@ -16,6 +16,11 @@ if [[ $# -gt 1 || ${1:-} == -* ]]; then
     sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
+if ! python=$(command -v "${PYTHON:-python}"); then
+    echo "error: there is no interpreter ${PYTHON:-python}; PYTHON names one" >&2
+    exit 2
+fi
+python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 out=${1:-gpu_ci_out}
 if [[ -n $(ls -A "$out" 2>/dev/null) ]]; then
     echo "error: $out is not empty; give a new folder" >&2
@@ -25,7 +30,6 @@ mkdir -p "$out/logs" "$out/results" || exit 2
 out=$(cd "$out" && pwd)
 cd "$(dirname "$0")/.." || exit 2
 
-python=${PYTHON:-python}
 export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}"
 export HF_HUB_OFFLINE=1 WANDB_MODE=offline TRITON_INTERPRET=0
 export XDG_CACHE_HOME="$out/cache"
@@ -69,16 +73,19 @@ to() {
     "$@" >"$out/results/$file"
 }
 
-# train NAME SETTING ...: a run of the same text, order and start whatever its arithmetic.
+# train NAME SETTING ...: a run of the same text, order and start whatever its arithmetic. Results have what it
+# wrote, however it ended.
 train() {
-    local name=$1
+    local name=$1 code
     shift
     "$python" train.py "${settings[@]}" trainer.max_steps=$steps trainer.log_every=1 trainer.eval_every=$steps \
         trainer.eval_sequences=8 trainer.sample_every=0 trainer.save_every=$steps logger=none seed=0 \
-        "run_dir=$out/runs/$name" "$@" || return
+        "run_dir=$out/runs/$name" "$@"
+    code=$?
     for file in summary.json ledger.jsonl metrics.jsonl environment.json events.jsonl; do
-        [[ ! -e $out/runs/$name/$file ]] || cp "$out/runs/$name/$file" "$out/results/$name.$file" || return
+        [[ ! -e $out/runs/$name/$file ]] || cp "$out/runs/$name/$file" "$out/results/$name.$file" || code=1
     done
+    return $code
 }
 
 part environment to environment.json "$python" scripts/gpu_checks.py environment "${need[@]}"

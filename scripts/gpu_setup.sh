@@ -33,16 +33,16 @@ run() {
     $dry || "$@"
 }
 
+if $with_te && ! $dry && [[ ! -x ${CUDA_HOME:-/usr/local/cuda}/bin/nvcc ]]; then
+    echo "error: no nvcc in ${CUDA_HOME:-/usr/local/cuda}; set CUDA_HOME, or leave Transformer Engine out: --no-te" >&2
+    exit 2
+fi
 run "${PYTHON:-python3.12}" -m venv "$venv"
 pip=("$venv/bin/python" -m pip install)
 run "${pip[@]}" "torch==$torch" --index-url "$torch_index" # brings triton 3.6.0
 run "${pip[@]}" -e "$root" 'pytest>=8' 'hypothesis>=6.100' 'transformers>=5.0'
 
 if $with_te; then
-    if ! $dry && [[ ! -x ${CUDA_HOME:-/usr/local/cuda}/bin/nvcc ]]; then
-        echo "error: no nvcc in ${CUDA_HOME:-/usr/local/cuda}; set CUDA_HOME, or leave Transformer Engine out: --no-te" >&2
-        exit 2
-    fi
     # cuBLAS, cuSPARSE, cuDNN and NCCL have their headers in torch's own packages, and a toolkit may lack them.
     # With TE's switch for such packages (NVTE_BUILD_USE_NVIDIA_WHEELS) nvcc misses its crt/host_config.h.
     includes=$(echo "$venv"/lib/python*/site-packages/nvidia/*/include | tr ' ' ':')

@@ -70,7 +70,9 @@ def test_a_part_that_fails_fails_the_job_after_all_others_have_run(tmp_path: Pat
     assert re.search(r"train_tiny_fp8_triton +FAILED \(3\)", done.stdout)
     assert re.search(r"bench_training +passed", done.stdout)
     assert "no such thing" in done.stdout
-    assert "2 of 18 parts failed" in (tmp_path / "out" / "results" / "summary.txt").read_text()
+    results = tmp_path / "out" / "results"
+    assert "2 of 18 parts failed" in (results / "summary.txt").read_text()
+    assert (results / "tiny_fp8_triton.summary.json").exists()
     assert len(calls) == len(run_job(tmp_path / "right", "out")[1])
 
 
@@ -87,6 +89,17 @@ def test_a_folder_that_has_something_in_it_is_refused(tmp_path: Path) -> None:
     assert (done.returncode, calls) == (2, [])
     assert "is not empty; give a new folder" in done.stderr
     assert run_job(tmp_path, "--gpu")[0].returncode == 2
+
+
+def test_the_interpreter_is_found_from_where_the_job_is_started_or_asked_for(tmp_path: Path) -> None:
+    run_job(tmp_path, "absolute")
+    for name, code, message in (("./python", 0, "0 of 18 parts failed"), ("./none", 2, "PYTHON names one")):
+        environment = os.environ | {"PYTHON": name, "FAKE_CALLS": str(tmp_path / "calls")}
+        words = [JOB, name[2:] + "_out"]
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=tmp_path)
+        assert done.returncode == code
+        assert message in done.stdout + done.stderr
+    assert not (tmp_path / "none_out").exists()
 
 
 def write_run(path: Path, losses: list[float]) -> Path:
@@ -149,6 +162,13 @@ def test_the_machine_gets_the_transformer_engine_that_the_adapter_is_checked_aga
         assert need in build
     without = subprocess.run([SETUP, "--dry-run", "--no-te"], capture_output=True, text=True, check=True)
     assert "transformer-engine" not in without.stdout
+
+
+def test_a_missing_compiler_is_told_before_gigabytes_are_downloaded(tmp_path: Path) -> None:
+    environment = os.environ | {"CUDA_HOME": str(tmp_path), "PYTHON": "false"}
+    done = subprocess.run([SETUP, tmp_path / "venv"], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: no nvcc in {tmp_path}; set CUDA_HOME")
 
 
 def test_the_workflow_starts_the_job_and_keeps_what_it_writes() -> None:

@@ -15,6 +15,8 @@ Backend = Literal["auto", "naive", "triton"]
 """auto: triton where it can run on a GPU, else naive, announced once on the log."""
 
 HOPPER = (9, 0)
+SMALL_BLOCKS = 12
+"""Major compute capability of GeForce's Blackwell, whose blocks have 99 KiB of shared memory."""
 
 
 def choose(x: Tensor, backend: Backend = "auto") -> Literal["naive", "triton"]:
@@ -41,7 +43,12 @@ def why_not_triton(device: torch.device) -> str | None:
         return None if interpreting() else "the tensors are on the CPU (TRITON_INTERPRET=1 simulates, slowly)"
     if device.type != "cuda":
         return f"the tensors are on {device.type}"
-    return why_not_hopper(device)
+    if obstacle := why_not_hopper(device):
+        return obstacle
+    if torch.cuda.get_device_capability(device)[0] == SMALL_BLOCKS:
+        name = torch.cuda.get_device_name(device)
+        return f"its products take 128 KiB of shared memory, and {name} has 99 for a block"
+    return None
 
 
 def why_not_hopper(device: torch.device) -> str | None:

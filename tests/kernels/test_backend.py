@@ -1,6 +1,9 @@
 import logging
+import os
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,6 +58,12 @@ def test_older_gpus_run_naive_with_a_warning_and_refuse_triton(fake_gpu, caplog)
         choose(x, "triton")
 
 
+def test_gpus_whose_shared_memory_is_too_small_run_naive_with_a_warning(fake_gpu, caplog):
+    assert choose(fake_gpu((10, 0))) == "triton"
+    assert choose(fake_gpu((12, 0))) == "naive"
+    assert "products take 128 KiB of shared memory, and NVIDIA A100 has 99 for a block" in caplog.text
+
+
 def test_a_gpu_without_triton_runs_naive_with_a_warning(fake_gpu, monkeypatch, caplog):
     x = fake_gpu((9, 0))
     monkeypatch.setattr(backend, "has_triton", lambda: False)
@@ -74,6 +83,17 @@ def test_triton_on_the_cpu_is_refused_unless_it_is_simulated(monkeypatch):
         choose(CPU, "triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert choose(CPU, "triton") == "triton"
+
+
+@pytest.mark.parametrize(("capability", "interprets"), [((8, 9), "1"), ((9, 0), "0"), ((12, 0), "1")])
+def test_tests_ask_a_gpu_where_it_runs_the_kernels_and_simulate_elsewhere(
+    monkeypatch, capability, interprets
+):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    runpy.run_path(str(Path(__file__).parents[1] / "conftest.py"))
+    assert os.environ["TRITON_INTERPRET"] == interprets
 
 
 def test_every_op_imports_and_runs_without_triton():

@@ -78,6 +78,22 @@ def test_bfloat16_results_are_the_float32_ones_rounded(backend):
     assert torch.equal(ours, block_scaled_matmul(*quantised, backend=backend).bfloat16())
 
 
+@pytest.mark.parametrize(
+    ("backend", "accumulation"),
+    [
+        ("naive", None),
+        ("naive", HopperAccumulation(None, align_products=False)),
+        pytest.param("triton", None, marks=needs_triton),
+    ],
+)
+def test_autocast_leaves_the_sums_in_float32(backend, accumulation):
+    quantised = operands(70, 200, 300, quantize_weight)
+    plain = block_scaled_matmul(*quantised, accumulation=accumulation, backend=backend)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        ours = block_scaled_matmul(*quantised, accumulation=accumulation, backend=backend)
+    assert torch.equal(ours, plain)
+
+
 @both_backends
 def test_scaled_mm_of_torch_is_met_exactly_where_sums_are_exact(backend):
     """Whole numbers and powers of two leave nothing to round; one tile along K is a factor per row."""

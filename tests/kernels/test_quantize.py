@@ -119,6 +119,13 @@ def test_columns_of_experts_are_those_of_each_expert_alone(backend, counts):
 
 
 @both_backends
+def test_counts_may_be_a_column_of_a_table(backend):
+    x_SK, table = normal(200, 130), guarded(torch.tensor([[3, 7], [0, 7], [197, 7]]))
+    ours = quantize.quantize_columns(x_SK, table[:, 0], backend=backend)
+    assert_same(ours, quantize.quantize_columns(x_SK, table[:, 0].clone(), backend="naive"))
+
+
+@both_backends
 def test_columns_of_a_stored_activation_are_those_of_its_dequantised_values(backend):
     q_MK, scale_MY = quantize.quantize_activation(normal(200, 300), backend="naive")
     stored = guarded(q_MK), guarded(scale_MY)

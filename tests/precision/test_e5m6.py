@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from deepseek_mini.precision.e5m6 import decode, encode, round_to_e5m6
-from kernel_helpers import normal
 from oracles import fp8
+from precision.arithmetics import normal
 
 
 def test_every_number_and_every_tie_between_two_rounds_to_the_nearest_and_the_even_one():

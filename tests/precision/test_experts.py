@@ -8,9 +8,9 @@ from torch import Tensor
 from deepseek_mini.config import ModelConfig
 from deepseek_mini.model.experts import RoutedExperts
 from deepseek_mini.precision.experts import Fp8Experts, swiglu_backward
-from kernel_helpers import needs_triton, normal
+from kernel_helpers import interpreter_only
 from oracles import fp8
-from precision.arithmetics import arithmetic
+from precision.arithmetics import arithmetic, normal
 
 TOLERANCE = 1e-4
 """Of a result's norm: where float32 and float64 fall on two sides of a tie, a number differs by a code."""
@@ -83,7 +83,7 @@ def test_results_are_rounded_to_bf16_under_autocast():
         assert 1e-4 < error < 0.15, name  # another rounding before FP8 moves some numbers by a code
 
 
-@needs_triton
+@interpreter_only
 def test_triton_agrees_with_the_emulation_up_to_codes_where_exponentials_differ():
     case = Case(tokens=40, dim=64, inter_dim=48)
     emulated = {name: tensor.numpy() for name, tensor in case.run("emulated").items()}

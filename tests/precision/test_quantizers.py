@@ -8,7 +8,7 @@ from deepseek_mini.config import Accumulation, Backend, Format, Granularity, Pre
 from deepseek_mini.precision.arithmetic import build_arithmetic
 from deepseek_mini.precision.products import EmulatedProducts, KernelProducts
 from deepseek_mini.precision.quantizers import BlockGradients, PerTensor, Quantizers, Tiles
-from kernel_helpers import normal
+from precision.arithmetics import normal
 
 COUNTS = torch.tensor([100, 0, 1, 199])
 

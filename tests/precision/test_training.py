@@ -14,7 +14,7 @@ from deepseek_mini.model.transformer import build_model
 from deepseek_mini.precision.convert import convert
 from deepseek_mini.training import trainer
 from deepseek_mini.training.trainer import run
-from kernel_helpers import needs_triton
+from kernel_helpers import interpreter_only
 from small_model import small_model_config
 from small_run import SMALL, merge, write_corpus
 
@@ -98,7 +98,7 @@ def test_a_backend_that_cannot_run_is_refused_before_a_directory_is_made(make_co
 
 
 @pytest.mark.slow
-@needs_triton
+@interpreter_only
 def test_a_model_on_simulated_triton_kernels_has_the_gradients_of_the_emulation():
     import precision.arithmetics  # noqa: F401  mends the interpreter's casts
 

@@ -20,13 +20,14 @@ def block_scaled_matmul(
 ) -> Tensor:
     a_MK, b_NK = a_MK.float(), b_NK.float()
     b_scale_NY = b_scale if len(b_scale) == len(b_NK) else b_scale.repeat_interleave(BLOCK, 0)[: len(b_NK)]
-    if accumulation is not None:
-        return _with_hopper_sums(a_MK, a_scale_MY, b_NK, b_scale_NY, accumulation).to(dtype)
-    sum_MN = a_MK.new_zeros(len(a_MK), len(b_NK))
-    for y in range(a_scale_MY.shape[1]):
-        here = slice(y * BLOCK, (y + 1) * BLOCK)
-        sum_MN += (a_MK[:, here] @ b_NK[:, here].T).mul_(a_scale_MY[:, y, None]).mul_(b_scale_NY[:, y])
-    return sum_MN.to(dtype)
+    with torch.autocast(a_MK.device.type, enabled=False):  # which would round the sums of a block to BF16
+        if accumulation is not None:
+            return _with_hopper_sums(a_MK, a_scale_MY, b_NK, b_scale_NY, accumulation).to(dtype)
+        sum_MN = a_MK.new_zeros(len(a_MK), len(b_NK))
+        for y in range(a_scale_MY.shape[1]):
+            here = slice(y * BLOCK, (y + 1) * BLOCK)
+            sum_MN += (a_MK[:, here] @ b_NK[:, here].T).mul_(a_scale_MY[:, y, None]).mul_(b_scale_NY[:, y])
+        return sum_MN.to(dtype)
 
 
 def _with_hopper_sums(a_MK, a_scale_MY, b_NK, b_scale_NY, accumulation: HopperAccumulation) -> Tensor:

@@ -78,7 +78,7 @@ def _quantize_tiles(x_MK, stored_scale_YM, counts_E, scales, smallest, *, rows):
         },
         x_ptr=x_MK,
         x_scale_ptr=scale_YM if stored_scale_YM is None else stored_scale_YM,
-        counts_ptr=scale_YM if counts_E is None else counts_E,
+        counts_ptr=scale_YM if counts_E is None else counts_E.contiguous(),
         q_ptr=q_MK,
         scale_ptr=scale_YM,
         qt_ptr=q_KP,
