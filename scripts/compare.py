@@ -10,11 +10,15 @@ PNG into a page of Markdown: comparison.md in the folder --out, or the file --pa
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, get_args
 
 from deepseek_mini.ending import UserError, exit_code
+
+DESIGN = {"baseline": None, "metric": "val/loss", "at": "end", "alpha": 0.05}
+"""What is judged if nothing else is asked for."""
 
 
 def main(argv: list[str]) -> int:
@@ -35,7 +39,6 @@ def compare_runs(arguments: argparse.Namespace) -> dict[str, Any]:
     from deepseek_mini.analysis.comparison import Design, compare
     from deepseek_mini.analysis.groups import group_runs
     from deepseek_mini.analysis.ladder import choose_baselines, fit_families, infer_family
-    from deepseek_mini.analysis.provenance import page_command
     from deepseek_mini.analysis.runs import read_runs
 
     try:
@@ -53,10 +56,21 @@ def compare_runs(arguments: argparse.Namespace) -> dict[str, Any]:
     result["notes"] += notes
     result["page"], result["plots"] = None, []
     if page := _page(arguments):
-        result["command"] = page_command(list(map(str, arguments.runs)), page) if arguments.page else None
+        result["command"] = _command(arguments) if arguments.page else None
         pairs = [(b, g) for g in groups if (b := baselines[g.label]) is not g]
         write_page(result, groups, pairs, page, arguments.note)
     return result
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The command that writes the page from the runs, but for its notes."""
+    words = ["python", "scripts/compare.py", *map(str, arguments.runs)]
+    for name, default in DESIGN.items():
+        if (value := getattr(arguments, name)) != default:
+            words += [f"--{name}", str(value)]
+    for key in arguments.family:
+        words += ["--family", key]
+    return shlex.join([*words, "--page", str(arguments.page)])
 
 
 def _page(arguments: argparse.Namespace) -> Path | None:
@@ -118,16 +132,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="compare.py", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or a folder of them")
+    parser.set_defaults(**DESIGN)
     add("--baseline", type=Path, metavar="RUN", help="compare with this run's settings, not the first one's")
-    add(
-        "--metric",
-        choices=(*CURVES[:3], SMOOTHED),
-        default="val/loss",
-        help="what the verdict is on (val/loss)",
-    )
-    add("--at", choices=get_args(At), default="end", help="where: at the end, or at the most that all spent")
+    add("--metric", choices=(*CURVES[:3], SMOOTHED), help="what the verdict is on (val/loss)")
+    add("--at", choices=get_args(At), help="where: at the end, or at the most that all spent")
     add("--family", action="append", default=[], metavar="KEY", help="of a ladder: the setting under test")
-    add("--alpha", type=float, default=0.05, help="chance of any false difference in the table (0.05)")
+    add("--alpha", type=float, help="chance of any false difference in the table (0.05)")
     add("--out", type=Path, metavar="DIR", help="for pictures and page (comparison/; none with --json)")
     add("--page", type=Path, metavar="FILE.md", help="for a page to keep, its pictures beside it")
     add("--note", action="append", default=[], metavar="TEXT", help="a line for the foot of the page")

@@ -315,14 +315,14 @@ def test_a_page_has_question_commands_pictures_and_provenance(tmp_path, capsys):
             words = [*keys, f"seed={seed}", "trainer.max_steps=40"]
             (runs[-1] / "overrides.txt").write_text("\n".join(words))
     page = tmp_path / "docs" / "shared.md"
-    words = [*map(str, runs), "--page", str(page), "--note", "one thread each", "--json"]
+    words = [*map(str, runs), "--at", "tokens", "--page", str(page), "--note", "one thread each", "--json"]
     assert compare.main(words) == 0
     assert json.loads(capsys.readouterr().out)["page"] == str(page)
     text = page.read_text()
     assert text.startswith("# Does an expert that sees every token help? Without it")
     assert "At equal FLOPs instead: trainer.max_steps=null" in text
     assert "    python train.py -m experiment=ablate_shared_experts trainer.max_steps=40\n" in text
-    assert f"--page {page}" in text
+    assert f" --at tokens --page {page}\n" in text
     assert "- one thread each\n" in text
     assert "6 runs, 40 to 40 seconds each" in text
     assert "can show" in text

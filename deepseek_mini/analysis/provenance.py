@@ -2,7 +2,6 @@
 
 import itertools
 import shlex
-from pathlib import Path
 
 from deepseek_mini.analysis.runs import Run
 from deepseek_mini.compose import ConfigError, compose, config_dir
@@ -73,8 +72,3 @@ def _swept(experiment: str | None) -> dict[str, set[str]]:
     except ConfigError:
         return {}
     return {key: {value.strip() for value in str(values).split(",")} for key, values in sweep.items()}
-
-
-def page_command(given: list[str], page: Path) -> str:
-    """The command that writes the page from the runs."""
-    return shlex.join(["python", "scripts/compare.py", *given, "--page", str(page)])
