@@ -46,13 +46,13 @@ def compare_runs(arguments: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"--alpha {arguments.alpha} must lie between 0 and 1")
         runs, notes = read_runs(arguments.runs)
         groups = group_runs(runs)
-        family = arguments.family or ([] if arguments.baseline else infer_family(groups))
+        family = arguments.family or (None if arguments.baseline else infer_family(groups))
         baselines = choose_baselines(groups, arguments.baseline, family)
         design = Design(arguments.metric, arguments.at, arguments.alpha)
         result = compare(groups, lambda group: baselines[group.label], design)
     except ValueError as error:
         raise UserError(str(error)) from error
-    result["scaling"] = fit_families(result, groups, family)
+    result["scaling"] = fit_families(result, groups, family or [])
     result["notes"] += notes
     result["page"], result["plots"] = None, []
     if page := _page(arguments):

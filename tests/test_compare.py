@@ -291,6 +291,13 @@ def test_a_ladder_is_found_fitted_and_judged_by_its_trend(tmp_path, capsys):
     assert named["scaling"] == scaling
 
 
+def test_sizes_of_a_ladder_are_not_compared_with_each_other(tmp_path, capsys):
+    runs = [run for run in write_ladder(tmp_path, seeds=2) if run.name.startswith("mla")]
+    result = compare_json(capsys, *runs)
+    assert [group["baseline"] for group in result["groups"]] == [None] * 3
+    assert list(result["scaling"]["fits"]) == ["all runs"]
+
+
 def test_without_json_tables_verdicts_and_a_page_are_written(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     runs = write_pair(tmp_path, [0.030, 0.031, 0.029], MHA)

@@ -12,21 +12,23 @@ from deepseek_mini.analysis.scaling import FEWEST_SIZES, fit_scaling, fit_trend,
 WHOLE = "all runs"
 
 
-def choose_baselines(groups: list[Group], baseline: Path | None, family: Sequence[str]) -> dict[str, Group]:
+def choose_baselines(
+    groups: list[Group], baseline: Path | None, family: Sequence[str] | None
+) -> dict[str, Group]:
     """The group that each group, by its label, is compared with; a baseline with itself.
 
-    Without `family` keys it is one for all: that of the run `baseline`, or the first. With them it is the
-    first group that differs in these keys only.
+    Without a family it is one for all: that of the run `baseline`, or the first. In a ladder it is the first
+    group that differs in the family's keys only: sizes are not compared with each other.
 
     Raises ValueError for a baseline that is not among the runs, or a key that no run has.
     """
-    for key in family:
+    for key in family or ():
         if key not in groups[0].settings:
             close = [known for known in groups[0].settings if known.endswith(key.rpartition(".")[2])]
             raise ValueError(
                 f"--family {key}: no such setting; name one as in config.yaml {close or ''}".strip()
             )
-    if family:
+    if family is not None:
         return {g.label: next(h for h in groups if _rest(h, family) == _rest(g, family)) for g in groups}
     first = groups[0]
     if baseline is not None:
@@ -37,11 +39,11 @@ def choose_baselines(groups: list[Group], baseline: Path | None, family: Sequenc
     return {group.label: first for group in groups}
 
 
-def infer_family(groups: list[Group]) -> list[str]:
-    """The settings that differ between runs of one width, where there are enough widths for a ladder."""
+def infer_family(groups: list[Group]) -> list[str] | None:
+    """The settings that differ between runs of one width; None if there are too few widths for a ladder."""
     sizes = [group.settings["model.dim"] for group in groups]
     if len(set(sizes)) < FEWEST_SIZES:
-        return []
+        return None
     return [key for key, values in differing_settings(groups).items() if not _follows(values, sizes)]
 
 

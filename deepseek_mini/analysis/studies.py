@@ -56,7 +56,7 @@ def read_study(path: Path) -> Study:
     family = infer_family(groups)
     baselines = choose_baselines(groups, None, family)
     result = compare(groups, lambda group: baselines[group.label], Design())
-    result["scaling"] = fit_families(result, groups, family)
+    result["scaling"] = fit_families(result, groups, family or [])
     result["notes"] += notes
     topic = next((SETTINGS[key] for key in differing_settings(groups) if key in SETTINGS), None)
     return Study(path, topic, groups, result)
