@@ -291,6 +291,14 @@ def test_a_ladder_is_found_fitted_and_judged_by_its_trend(tmp_path, capsys):
     assert named["scaling"] == scaling
 
 
+def test_long_labels_name_only_what_differs_from_the_first(tmp_path, capsys):
+    changes = ((), (MHA,), ("model.moe.balance=none",), ("model.mtp.loss_weight=0.25", "optimizer.beta2=0.9"))
+    runs = [write_run(tmp_path / f"run-{i}", *words) for i, words in enumerate(changes)]
+    labels = [group["label"] for group in compare_json(capsys, *runs)["groups"]]
+    named = ["attention=mha", "balance=none", "loss_weight=0.25, beta2=0.9"]
+    assert labels == ["the first settings", *named]
+
+
 def test_sizes_of_a_ladder_are_not_compared_with_each_other(tmp_path, capsys):
     runs = [run for run in write_ladder(tmp_path, seeds=2) if run.name.startswith("mla")]
     result = compare_json(capsys, *runs)

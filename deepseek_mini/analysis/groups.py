@@ -76,6 +76,8 @@ def label_groups(groups: list[Group]) -> None:
     labels = _labels(groups, differing_settings(groups))
     if len(set(by_words)) == len(groups) and max(map(len, by_words)) < max(map(len, labels)):
         labels = by_words
+    if max(map(len, labels)) > LONGEST_LABEL:
+        labels = _changes(groups)
     for group, label in zip(groups, labels, strict=True):
         group.label = label
     _tell_apart(groups)
@@ -91,6 +93,20 @@ def _labels(groups: list[Group], settings: dict[str, list[Any]]) -> list[str]:
     }
     return [
         ", ".join(f"{names[key]}={_short(values[i])}" for key, values in settings.items())
+        for i in range(len(groups))
+    ]
+
+
+def _changes(groups: list[Group]) -> list[str]:
+    """Of each group, the settings in which it differs from the first."""
+    settings = differing_settings(groups)
+    return [
+        ", ".join(
+            f"{key.rpartition('.')[2]}={_short(values[i])}"
+            for key, values in settings.items()
+            if values[i] != values[0]
+        )
+        or "the first settings"
         for i in range(len(groups))
     ]
 
