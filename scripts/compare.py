@@ -17,9 +17,6 @@ from typing import Any, get_args
 
 from deepseek_mini.ending import UserError, exit_code
 
-DESIGN = {"baseline": None, "metric": "val/loss", "at": "end", "alpha": 0.05}
-"""What is judged if nothing else is asked for."""
-
 
 def main(argv: list[str]) -> int:
     arguments = _parse(argv)
@@ -64,9 +61,13 @@ def compare_runs(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _command(arguments: argparse.Namespace) -> str:
     """The command that writes the page from the runs, but for its notes."""
-    words = ["python", "scripts/compare.py", *map(str, arguments.runs)]
-    for name, default in DESIGN.items():
-        if (value := getattr(arguments, name)) != default:
+    from deepseek_mini.analysis.comparison import Design
+
+    words, usual = ["python", "scripts/compare.py", *map(str, arguments.runs)], Design()
+    if arguments.baseline:
+        words += ["--baseline", str(arguments.baseline)]
+    for name in ("metric", "at", "alpha"):
+        if (value := getattr(arguments, name)) != getattr(usual, name):
             words += [f"--{name}", str(value)]
     for key in arguments.family:
         words += ["--family", key]
@@ -127,12 +128,14 @@ def print_tables(result: dict[str, Any]) -> None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
+    from deepseek_mini.analysis.comparison import Design
     from deepseek_mini.analysis.figures import CURVES, SMOOTHED, At
 
     parser = argparse.ArgumentParser(prog="compare.py", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or a folder of them")
-    parser.set_defaults(**DESIGN)
+    usual = Design()
+    parser.set_defaults(metric=usual.metric, at=usual.at, alpha=usual.alpha)
     add("--baseline", type=Path, metavar="RUN", help="compare with this run's settings, not the first one's")
     add("--metric", choices=(*CURVES[:3], SMOOTHED), help="what the verdict is on (val/loss)")
     add("--at", choices=get_args(At), help="where: at the end, or at the most that all spent")

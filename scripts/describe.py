@@ -24,6 +24,7 @@ from deepseek_mini.cost.flops import (
     mtp_params,
     total_params,
 )
+from deepseek_mini.ending import exit_code
 
 SEQUENCE_LENGTH = 4096
 """Context of V3's pre-training, at which published figures are."""
@@ -35,17 +36,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for train.py")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_intermixed_args(argv)
-    try:
-        composed = compose([f"model={arguments.model}", *arguments.overrides])
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: work(arguments), ConfigError)
+
+
+def work(arguments: argparse.Namespace) -> None:
+    composed = compose([f"model={arguments.model}", *arguments.overrides])
     description = describe(composed)
     if arguments.json:
         print(json.dumps(description))
     else:
         print_tables(composed, description)
-    return 0
 
 
 def sequence_length(composed: Composed) -> int:

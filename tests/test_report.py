@@ -1,29 +1,15 @@
 """scripts/report.py: one page from a run directory, of whatever there is."""
 
 import base64
-import importlib.util
 import re
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from analysis.synthetic import write_experts, write_run
 from deepseek_mini import run_files
+from script_modules import load_script
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def load_report() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("report", ROOT / "scripts" / "report.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-report = load_report()
+report = load_script("report")
 PICTURES = ("loss and bits per byte", "learning rate and batch size", "tokens per second and device-seconds")
 EXPERT_PICTURES = (
     *("MaxVio, entropy and dead experts", "load of each expert over time", "gate biases"),

@@ -1,28 +1,15 @@
 """scripts/time_to_quality.py: which seconds count, and who passes."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from deepseek_mini import run_files
+from script_modules import load_script
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("time_to_quality", ROOT / "scripts/time_to_quality.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-time_to_quality = load_script()
+time_to_quality = load_script("time_to_quality")
 
 
 def write(run: Path, loss: float | None, training: float, reason: str = "finished") -> Path:

@@ -77,38 +77,29 @@ def label_groups(groups: list[Group]) -> None:
     if len(set(by_words)) == len(groups) and max(map(len, by_words)) < max(map(len, labels)):
         labels = by_words
     if max(map(len, labels)) > LONGEST_LABEL:
-        labels = _changes(groups)
+        first, *others = _labels(groups, differing_settings(groups), changes=True)
+        labels = [first or "the first settings", *others]
     for group, label in zip(groups, labels, strict=True):
         group.label = label
     _tell_apart(groups)
 
 
-def _labels(groups: list[Group], settings: dict[str, list[Any]]) -> list[str]:
-    """Of the settings that differ, each by the last word of its key if that is enough."""
+def _labels(groups: list[Group], settings: dict[str, list[Any]], changes: bool = False) -> list[str]:
+    """Of the settings that differ, each by the last word of its key if that is enough.
+
+    With `changes` only those in which a group differs from the first.
+    """
     settings = {key: values for key, values in settings.items() if any(v != values[0] for v in values)}
     last_words = Counter(key.rpartition(".")[2] for key in settings)
     names = {
         key: word if last_words[word := key.rpartition(".")[2]] == 1 else ".".join(key.split(".")[-2:])
         for key in settings
     }
-    return [
-        ", ".join(f"{names[key]}={_short(values[i])}" for key, values in settings.items())
-        for i in range(len(groups))
-    ]
-
-
-def _changes(groups: list[Group]) -> list[str]:
-    """Of each group, the settings in which it differs from the first."""
-    settings = differing_settings(groups)
-    return [
-        ", ".join(
-            f"{key.rpartition('.')[2]}={_short(values[i])}"
-            for key, values in settings.items()
-            if values[i] != values[0]
-        )
-        or "the first settings"
-        for i in range(len(groups))
-    ]
+    labels = []
+    for i in range(len(groups)):
+        told = {key: row[i] for key, row in settings.items() if not changes or row[i] != row[0]}
+        labels.append(", ".join(f"{names[key]}={_short(value)}" for key, value in told.items()))
+    return labels
 
 
 def _tell_apart(groups: list[Group]) -> None:
