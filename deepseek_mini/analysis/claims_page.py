@@ -149,7 +149,7 @@ def _draw_drafts(axes: Axes, study: Study | None) -> None:
 
 def _draw_differences(axes: Axes, studies: list[Study]) -> None:
     """Held-out loss of every variant against its baseline, with the intervals."""
-    axes.set_title("held-out loss against the baseline")
+    axes.set_title("held-out loss differences")
     rows = [
         (group["label"], group["differences"]["val/loss"])
         for study in studies

@@ -62,7 +62,7 @@ def draw_differences(pairs: list[tuple[Group, Group]], metric: str, alpha: float
         reach = max(float(np.abs(d[len(d) // 4 :]).max()) for d in drawn if len(d))
         axes.set_ylim(-2.2 * reach or -1e-3, 2.2 * reach or 1e-3)
         axes.axhline(0, color=style.INK, linewidth=0.8)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1 if reach > 0.004 else 2))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
         baselines = {base.label for base, _ in pairs}
         title = f"{TITLES.get(metric, metric)}: difference from "
         axes.set_title(title + (baselines.pop() if len(baselines) == 1 else "its baseline"))
@@ -110,7 +110,7 @@ def _draw_trends(axes: Axes, trends: dict[str, dict[str, Any]], colours: dict[st
     axes.set_xscale("log")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("training FLOPs")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_title("difference from the baseline of the same size")
     axes.legend()
 
