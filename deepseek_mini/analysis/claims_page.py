@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from deepseek_mini.analysis import provenance, style
 from deepseek_mini.analysis.studies import Study, groups_per_token, kept_drafts, measured, other_verdicts
@@ -164,7 +164,8 @@ def _draw_differences(axes: Axes, studies: list[Study]) -> None:
     axes.axvline(0, color=style.INK, linewidth=0.8)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=7)
     axes.invert_yaxis()
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
 
 
 def _of(studies: list[Study], topic: Topic) -> Study | None:
