@@ -61,6 +61,18 @@ def test_a_second_start_makes_nothing_and_gives_the_same(write_corpus: Write) ->
     assert isinstance(second.train.stream_N, np.memmap)
 
 
+def test_each_tokenizer_has_streams_of_its_own_in_the_cache(write_corpus: Write) -> None:
+    lengths = []
+    for tokenizer, vocab_size in (("byte", 320), ("bpe", 280), ("bpe", 320)):
+        config = write_corpus(tokenizer=tokenizer)
+        data, _ = build(config, vocab_size)
+        both = texts(data, data.train.stream_N) + texts(data, data.validation.stream_N)
+        files = [path.read_text(encoding="utf-8") for path in Path(str(config.path)).parent.iterdir()]
+        assert sorted(both) == sorted(files)
+        lengths.append(data.train.n_tokens)
+    assert lengths == sorted(set(lengths), reverse=True)
+
+
 def test_every_damaged_cache_file_is_announced_and_made_again(write_corpus: Write) -> None:
     config = write_corpus(tokenizer="bpe")
     tokens = build(config)[0].train.stream_N.tolist()

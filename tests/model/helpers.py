@@ -1,6 +1,8 @@
 """Tiny configurations and the comparison of a module with an oracle, forward and backward."""
 
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from hypothesis import settings
@@ -16,6 +18,7 @@ from deepseek_mini.config import (
     MtpConfig,
     ScoreFunction,
 )
+from deepseek_mini.model.experts import RoutedExperts, _ExpertLoop, _grouped_experts
 from deepseek_mini.model.transformer import Transformer
 from oracles import autodiff
 
@@ -92,6 +95,15 @@ def fill(module: nn.Module, seed: int, std: float = 0.7) -> nn.Module:
                 centre = 1.0 if "norm" in name else 0.0
                 tensor.copy_(centre + std * torch.randn(tensor.shape, generator=generator))
     return module
+
+
+_compute = RoutedExperts.compute
+
+
+def grouped_compute(experts: RoutedExperts, *inputs: Tensor) -> Tensor:
+    """`RoutedExperts.compute` as it is on a GPU."""
+    with mock.patch.object(_ExpertLoop, "apply", partial(_grouped_experts, experts.inner)):
+        return _compute(experts, *inputs)
 
 
 def model_with(config: ModelConfig, seed: int = 0) -> Transformer:

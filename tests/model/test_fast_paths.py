@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from deepseek_mini.config import ModelConfig
 from deepseek_mini.model import causal, loss
 from deepseek_mini.model.causal import causal_attention, lay_out
-from deepseek_mini.model.experts import RoutedExperts, _grouped_experts, plan_dispatch
+from deepseek_mini.model.experts import RoutedExperts
 from deepseek_mini.model.loss import linear_cross_entropy, score_tokens
 from deepseek_mini.model.norm import RMSNorm, _fused_rms_norm
+from model.helpers import grouped_compute
 
 exact = {"rtol": 1e-9, "atol": 1e-11}
 
@@ -55,15 +56,19 @@ def test_chunked_attention_equals_plain_attention(batch, length, heads, k_dim, v
         torch.testing.assert_close(gradient, reference, **exact)
 
 
-@pytest.mark.parametrize("v_dim", [3, 8, 11])
+@pytest.mark.parametrize("v_dim", [3, 7, 11])
 @pytest.mark.parametrize("with_documents", [False, True])
 def test_attention_of_other_devices_equals_plain_attention(v_dim, with_documents):
-    q, k, v = randn(2, 37, 2, 8, seed=1), randn(2, 37, 2, 8, seed=2), randn(2, 37, 2, v_dim, seed=3)
+    q, k, v = randn(2, 37, 3, 7, seed=1), randn(2, 37, 3, 7, seed=2), randn(2, 37, 3, v_dim, seed=3)
     documents = torch.arange(37).div(9, rounding_mode="floor").expand(2, -1) if with_documents else None
     heads = causal._pad(causal.Heads(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)))
-    assert heads.v_BHTX.shape[-1] == max(v_dim, 8)
-    out = causal._fused_attention(*heads, 0.3, documents)[..., :v_dim]
-    torch.testing.assert_close(out.transpose(1, 2), plain_attention(q, k, v, 0.3, documents), **exact)
+    assert heads.v_BHTX.shape[-1] == max(v_dim, 7)
+    out = causal._fused_attention(*heads, 0.3, documents)[..., :v_dim].transpose(1, 2)
+    expected, d_out = plain_attention(q, k, v, 0.3, documents), randn(2, 37, 3, v_dim, seed=4)
+    torch.testing.assert_close(out, expected, **exact)
+    gradients = torch.autograd.grad(out, (q, k, v), d_out)
+    for gradient, reference in zip(gradients, torch.autograd.grad(expected, (q, k, v), d_out), strict=True):
+        torch.testing.assert_close(gradient, reference, **exact)
 
 
 def plain_experts(experts, x, weights, chosen):
@@ -117,21 +122,21 @@ def test_sorted_experts_equal_token_by_token(n_tokens, n_experts, n_activated, d
         torch.testing.assert_close(gradient, reference, **exact)
 
 
-def test_grouped_matmul_experts_equal_the_loop_with_empty_groups():
-    experts = small_experts(5, 8, 16).float()
-    x, weights = randn(24, 8).float(), torch.rand(24, 2)
-    chosen = torch.tensor([[0, 3], [3, 1]]).repeat(12, 1)  # experts 2 and 4 get nothing
-    plan = plan_dispatch(chosen, 5)
-    x_SD = x.index_select(0, plan.order_S // 2)
-    weights_S1 = weights.flatten()[plan.order_S].unsqueeze(1)
-    y_SD = _grouped_experts(
-        experts.inner, x_SD, weights_S1, experts.w1, experts.w2, experts.w3, plan.counts_E
-    )
-    out = y_SD[plan.place_S].view(24, 2, 8).sum(1)
-    torch.testing.assert_close(out, experts(x, weights, chosen), rtol=1e-5, atol=1e-5)
-    out.square().sum().backward()
-    assert experts.w1.grad is not None
-    assert experts.w1.grad[2].abs().max() == 0
+@pytest.mark.parametrize("n_tokens", [1, 23])
+def test_grouped_matmul_experts_equal_token_by_token_with_empty_groups(n_tokens, monkeypatch):
+    """What a GPU runs, on a CPU. Rows have 16 bytes or a multiple, as grouped products want them."""
+    monkeypatch.setattr(RoutedExperts, "compute", grouped_compute)
+    experts, x = small_experts(5, 4, 12).float(), randn(n_tokens, 4)
+    weights, d_out = randn(n_tokens, 2, seed=5), randn(n_tokens, 4, seed=6)
+    chosen = torch.tensor([[0, 3], [3, 1]]).repeat(12, 1)[:n_tokens]  # experts 2 and 4 get nothing
+    out = experts(x.float(), weights.float(), chosen)
+    gradients = torch.autograd.grad(out, (x, weights, *experts.parameters()), d_out.float())
+    experts.double()
+    expected = plain_experts(experts, x, weights, chosen)
+    references = torch.autograd.grad(expected, (x, weights, *experts.parameters()), d_out)
+    for number, reference in zip((out, *gradients), (expected, *references), strict=True):
+        torch.testing.assert_close(number.double(), reference, rtol=1e-5, atol=1e-5)
+    assert all((gradient[[2, 4]] == 0).all() for gradient in gradients[2:])
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
@@ -157,6 +162,37 @@ def test_chunked_cross_entropy_equals_full_logits(n_tokens, vocab, dim, chunk):
         gradients, torch.autograd.grad(3 * expected.sum(), (hidden, head)), strict=True
     ):
         torch.testing.assert_close(gradient, reference, **exact)
+
+
+@pytest.mark.parametrize("chunk", [1, 400])
+def test_cross_entropy_never_holds_more_logits_than_a_chunk_has(chunk, monkeypatch):
+    hidden, head, targets = randn(500, 3, seed=1), randn(11, 3, seed=2), torch.arange(500) % 11
+    held = []
+
+    def watched(hidden, head):
+        held.append(len(hidden) * len(head))
+        return loss_logits(hidden, head)
+
+    loss_logits = loss._logits
+    monkeypatch.setattr(loss, "_logits", watched)
+    monkeypatch.setattr(loss, "CHUNK_ELEMENTS", chunk)
+    for function in (linear_cross_entropy, score_tokens):
+        held.clear()
+        function(hidden, head, targets)
+        assert sum(held) == 500 * 11
+        assert max(held) <= max(chunk, 16 * 11)
+
+
+def test_the_heads_gradient_is_summed_over_chunks_in_float32(monkeypatch):
+    """Each of 250 chunks adds little to a sum that BF16's 8 bits of mantissa could not take it up into."""
+    monkeypatch.setattr(loss, "CHUNK_ELEMENTS", 1)
+    hidden = (randn(4000, 6, seed=1).detach() + 2).bfloat16()
+    head, targets = randn(11, 6, seed=2).detach().bfloat16().requires_grad_(), torch.arange(4000) % 11
+    (gradient,) = torch.autograd.grad(linear_cross_entropy(hidden, head, targets), head)
+    wide_head = head.detach().double().requires_grad_()
+    expected = F.cross_entropy(hidden.double() @ wide_head.T, targets, reduction="sum")
+    (reference,) = torch.autograd.grad(expected, wide_head)
+    assert (gradient - reference).norm() < 2**-8 * reference.norm()
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 7, 33), (2, 3, 4, 130)])

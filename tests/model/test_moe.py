@@ -1,12 +1,9 @@
-from functools import partial
-
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from deepseek_mini.config import BalanceScope, ModelConfig, MoeConfig, ScoreFunction
-from deepseek_mini.model import experts as experts_module
 from deepseek_mini.model.experts import RoutedExperts
 from deepseek_mini.model.moe import MoE
 from model.helpers import (
@@ -162,23 +159,3 @@ def test_repeated_backward_passes_are_bitwise_equal() -> None:
         runs.append({name: p.grad.clone() for name, p in moe.named_parameters()})
     for run in runs[1:]:
         assert all(torch.equal(run[name], grad) for name, grad in runs[0].items())
-
-
-def test_grouped_products_agree_with_the_loop_over_experts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a GPU runs, on a CPU: forward, backward and an expert without tokens."""
-    config = tiny(dim=16, moe_inter_dim=8)
-    experts_NK = torch.tensor([[0, 3], [3, 1], [1, 0], [3, 0], [0, 1]])
-    results = []
-    for grouped in (False, True):
-        experts = fill(RoutedExperts(config), 0, std=0.2)
-        if grouped:
-            on_gpu = partial(experts_module._grouped_experts, experts.inner)
-            monkeypatch.setattr(experts_module._ExpertLoop, "apply", on_gpu)
-        x_ND = inputs(1, 5, 16).detach().float().requires_grad_()
-        weights_NK = inputs(2, 5, 2).detach().float().requires_grad_()
-        y_ND = experts(x_ND, weights_NK, experts_NK)
-        y_ND.square().sum().backward()
-        results.append([y_ND, x_ND.grad, weights_NK.grad, *(p.grad for p in experts.parameters())])
-    for loop, grouped in zip(*results, strict=True):
-        torch.testing.assert_close(grouped, loop, rtol=1e-5, atol=1e-5)
-    assert all((grad[2] == 0).all() for grad in results[1][3:])

@@ -12,14 +12,14 @@ from deepseek_mini.model.recompute import recompute
 from deepseek_mini.model.router import Gate
 from deepseek_mini.model.transformer import Losses, Transformer
 from live_memory import LiveMemory
-from model.helpers import fill, tiny, tokens
+from model.helpers import fill, grouped_compute, tiny, tokens
 
 KINDS = [(attention, 3) for attention in Attention] + [(Attention.mla, 0)]
 """Attention and rank of its query latent."""
 
 
 def build(again: Recompute, **changes) -> Transformer:
-    config = tiny(dim=16, n_layers=3, n_routed_experts=16, n_activated_experts=4, **changes)
+    config = tiny(dim=16, moe_inter_dim=8, n_layers=3, n_routed_experts=16, n_activated_experts=4, **changes)
     config.mtp = MtpConfig(depth=2)
     model = Transformer(config)
     fill(model, 0, std=0.3)
@@ -40,9 +40,19 @@ def total(found: Losses) -> Tensor:
 @pytest.mark.parametrize(("attention", "q_lora_rank"), KINDS)
 @pytest.mark.parametrize("again", [Recompute.v3, Recompute.full])
 def test_no_bit_of_losses_counts_or_gradients_changes(again, attention, q_lora_rank, dtype) -> None:
+    assert_no_bit_changes(again, dtype, attention=attention, q_lora_rank=q_lora_rank)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_bit_changes_with_the_experts_of_a_gpu(dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RoutedExperts, "compute", grouped_compute)
+    assert_no_bit_changes(Recompute.v3, dtype)
+
+
+def assert_no_bit_changes(again: Recompute, dtype: torch.dtype, **changes) -> None:
     results = []
     for choice in (Recompute.none, again):
-        model = build(choice, attention=attention, q_lora_rank=q_lora_rank)
+        model = build(choice, **changes)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
             found = losses(model)
         total(found).backward()
@@ -81,10 +91,12 @@ def test_full_runs_each_block_a_second_time() -> None:
 
 
 @cache
-def kept_bytes(again: Recompute) -> int:
-    """What the forward pass leaves behind for the backward pass."""
+def kept_bytes(again: Recompute, grouped: bool = False) -> int:
+    """What the forward pass leaves behind for the backward pass; with `grouped` experts it is a GPU's."""
     model = build(again)
-    with LiveMemory(*model.parameters(), *model.buffers()) as memory:
+    with pytest.MonkeyPatch.context() as patch, LiveMemory(*model.parameters(), *model.buffers()) as memory:
+        if grouped:
+            patch.setattr(RoutedExperts, "compute", grouped_compute)
         found = losses(model)
         kept = memory.bytes()
         total(found).backward()
@@ -94,15 +106,18 @@ def kept_bytes(again: Recompute) -> int:
     return kept
 
 
-def test_v3_keeps_no_result_of_norms_up_projections_and_swiglu() -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+def test_v3_keeps_no_result_of_norms_up_projections_and_swiglu(grouped: bool) -> None:
     config = build(Recompute.none).config
     heads = config.n_heads * (2 * config.qk_head_dim + config.v_head_dim)
     block = 2 * config.dim + config.q_lora_rank + config.kv_lora_rank + heads
     swiglu = 2 * config.moe_inter_dim  # of the shared expert; the loop over routed ones keeps neither anyway
+    if grouped:
+        swiglu += 3 * config.n_activated_experts * config.moe_inter_dim
     n_main, n_mtp = 3 * 39, 3 * 38 + 3 * 37
     dropped = n_main * (3 * block + 2 * config.inter_dim + 2 * swiglu)
     dropped += n_mtp * (2 * config.dim + block + swiglu)
-    saved = kept_bytes(Recompute.none) - kept_bytes(Recompute.v3)
+    saved = kept_bytes(Recompute.none, grouped) - kept_bytes(Recompute.v3, grouped)
     assert 4 * dropped <= saved < 1.2 * 4 * dropped  # and what norms keep besides
 
 

@@ -1,6 +1,7 @@
 """Which parameter is updated by what, and Muon's update itself."""
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -8,6 +9,7 @@ from deepseek_mini.config import ModelConfig, Optimizer, OptimizerConfig
 from deepseek_mini.model.transformer import Transformer
 from deepseek_mini.optim.build import build_optimizers, set_learning_rate
 from deepseek_mini.optim.muon import POLYNOMIALS, Muon, orthogonalise
+from oracles import optimizers as oracle
 
 
 def meta_model() -> Transformer:
@@ -41,6 +43,13 @@ def test_muon_leaves_embedding_head_and_norms_to_adamw():
     for optimizer, _, name in groups_by_name(model, optimizers):
         outer = name in ("embed.weight", "head.weight") or "norm" in name
         assert isinstance(optimizer, Muon) != outer, name
+
+
+def test_adamw_updates_all_parameters_in_one_fused_pass():
+    for name in Optimizer:
+        outer, *_ = build_optimizers(meta_model(), OptimizerConfig(name=name))
+        assert isinstance(outer, torch.optim.AdamW)
+        assert outer.defaults["fused"], name
 
 
 def test_the_learning_rate_reaches_every_group_and_the_embedding_in_its_own_scale():
@@ -99,6 +108,25 @@ def test_orthogonalisation_equals_the_newton_schulz_iteration_as_written():
             x = a * x + b * x @ x.mT @ x + c * x @ x.mT @ x @ x.mT @ x
         torch.testing.assert_close(orthogonalise(matrices), x, rtol=1e-9, atol=1e-10)
         torch.testing.assert_close(orthogonalise(matrices.float()).double(), x, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (5, 2), (3, 4, 2)])
+def test_muons_steps_equal_the_update_as_written(shape):
+    generator = torch.Generator().manual_seed(0)
+    start, *gradients = torch.randn(4, *shape, generator=generator, dtype=torch.float64)
+    parameter = torch.nn.Parameter(start.clone())
+    optimizer = Muon([parameter], lr=0.1, momentum=0.9, weight_decay=0.3)
+    for gradient in gradients:
+        parameter.grad = gradient
+        optimizer.step()
+
+    def each(stack: Tensor) -> list:
+        return stack.reshape(-1, *shape[-2:]).tolist()
+
+    for i, matrix in enumerate(each(start)):
+        own = [each(gradient)[i] for gradient in gradients]
+        expected = oracle.muon(matrix, own, 0.1, 0.9, 0.3, POLYNOMIALS)
+        np.testing.assert_allclose(each(parameter.detach())[i], expected, rtol=1e-9, atol=1e-10)
 
 
 def test_muon_updates_a_stack_as_it_would_each_matrix_alone():

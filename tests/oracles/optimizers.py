@@ -1,8 +1,13 @@
-"""AdamW and Muon's momentum on single numbers, with moments that are rounded between steps."""
+"""AdamW and Muon's momentum on single numbers, with moments that are rounded between steps; Muon on a matrix.
+
+A matrix is a list of its rows.
+"""
 
 import math
 import struct
 from collections.abc import Callable
+
+Matrix = list[list[float]]
 
 
 def to_bf16(x: float) -> float:
@@ -39,3 +44,46 @@ def momentum(gradients: list[float], factor: float, keep: Callable[[float], floa
     for gradient in gradients:
         kept = keep(factor * kept + (1 - factor) * gradient)
     return kept
+
+
+def muon(
+    weight: Matrix,
+    gradients: list[Matrix],
+    lr: float,
+    factor: float,
+    weight_decay: float,
+    polynomials: tuple[tuple[float, float, float], ...],
+) -> Matrix:
+    """The matrix after a step for each gradient, with Nesterov's momentum (scaled as in arXiv:2502.16982)."""
+    size = 0.2 * math.sqrt(max(len(weight), len(weight[0])))
+    kept = _sum((0.0, weight))
+    for gradient in gradients:
+        kept = _sum((factor, kept), (1 - factor, gradient))
+        direction = orthogonalised(_sum((factor, kept), (1 - factor, gradient)), polynomials)
+        weight = _sum((1 - lr * weight_decay, weight), (-lr * size, direction))
+    return weight
+
+
+def orthogonalised(x: Matrix, polynomials: tuple[tuple[float, float, float], ...]) -> Matrix:
+    """X / |X|, then X <- a X + b (X X^T) X + c (X X^T)^2 X for one (a, b, c) after the other."""
+    norm = math.sqrt(sum(number**2 for row in x for number in row))
+    x = _sum((1 / (norm + 1e-7), x))
+    for a, b, c in polynomials:
+        gram = _product(x, [list(column) for column in zip(*x, strict=True)])
+        cubic = _product(gram, x)
+        x = _sum((a, x), (b, cubic), (c, _product(gram, cubic)))
+    return x
+
+
+def _sum(*terms: tuple[float, Matrix]) -> Matrix:
+    """Matrices times a number each, added."""
+    _, first = terms[0]
+    return [
+        [sum(factor * matrix[i][j] for factor, matrix in terms) for j in range(len(first[0]))]
+        for i in range(len(first))
+    ]
+
+
+def _product(left: Matrix, right: Matrix) -> Matrix:
+    columns = list(zip(*right, strict=True))
+    return [[sum(a * b for a, b in zip(row, column, strict=True)) for column in columns] for row in left]
