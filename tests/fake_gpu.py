@@ -7,6 +7,7 @@ registered for good, so what runs on it has a process of its own: `run_apart`.
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,12 +73,21 @@ class FakeGpu:
 
     @property
     def crossings(self) -> list[str]:
-        """Operations between the devices, without the copies to the GPU that nobody waits for."""
+        """Operations between the devices, without `uploads`."""
         return self._watch.crossings
+
+    @property
+    def uploads(self) -> list[str]:
+        """Copies to the GPU that nobody waits for. A graph would repeat them from memory that is gone."""
+        return self._watch.uploads
 
     def count(self, operation: str) -> int:
         """How often operations with this in their name have run."""
         return sum(operation in str(func) for func in self._watch.operations)
+
+    def casts(self, parameter: Tensor) -> int:
+        """How often it was turned into bfloat16."""
+        return self._watch.casts[parameter.untyped_storage()._cdata]
 
     def take_shapes(self) -> list[Any]:
         """The operations since the last call with the shapes of all their tensors."""
@@ -99,8 +109,10 @@ class _Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.crossings: list[str] = []
+        self.uploads: list[str] = []
         self.operations: list[Any] = []
         self.shapes: list[Any] = []
+        self.casts: Counter[int] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -108,8 +120,10 @@ class _Watch(TorchDispatchMode):
         tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
         devices = [tensor.device.type for tensor in tensors]
         unwaited = kwargs.get("non_blocking", False) and devices == ["cpu", GPU]
-        if len(set(devices)) > 1 and not unwaited:
-            self.crossings.append(f"{func} {devices}")
+        if len(set(devices)) > 1:
+            (self.uploads if unwaited else self.crossings).append(f"{func} {devices}")
+        if func is torch.ops.aten._to_copy.default and result.dtype is torch.bfloat16:
+            self.casts[args[0].untyped_storage()._cdata] += 1
         self.operations.append(func)
         self.shapes.append((func, [tensor.shape for tensor in tensors]))
         return result

@@ -45,7 +45,8 @@ def train(optimizer: Optimizer, again: Recompute, document_mask: bool) -> dict[s
         recompute(model, again)
         optimizers = build_optimizers(model, OptimizerConfig(name=optimizer))
         step.train_step(model, optimizers, batch, PLAN, 1, 1.0, autocast, document_mask)
-    return {"crossings": gpu.crossings, "grouped": gpu.count("_grouped_mm")}
+    casts = {name: gpu.casts(parameter) for name, parameter in model.named_parameters()}
+    return {"crossings": gpu.crossings, "grouped": gpu.count("_grouped_mm"), "casts": casts}
 
 
 def of_cpu(batch: Batch, counts: step.StepCounts) -> step.StepCounts:
@@ -54,17 +55,23 @@ def of_cpu(batch: Batch, counts: step.StepCounts) -> step.StepCounts:
 
 
 def decode() -> dict[str, Any]:
-    """Tokens one by one after a prompt: all that a graph would hold, up to the logits."""
+    """Tokens one by one after a prompt: all that a graph would hold."""
     with FakeGpu() as gpu, torch.inference_mode(), torch.autocast(GPU, torch.bfloat16):
         model = on_gpu(gpu)
         decoder = Decoder(model, n_rows=2, capacity=1000, sampling=Sampling())
         decoder.read([[1, 2, 3], [4, 5]])
+        gpu.uploads.clear()
         shapes = []
         for _ in range(2):
             gpu.take_shapes()
-            model.head(model.norm(decoder.read([[7], [8]])))
+            decoder.step()
             shapes.append(gpu.take_shapes())
-    return {"crossings": gpu.crossings, "operations": len(shapes[0]), "repeats": shapes[0] == shapes[1]}
+    return {
+        "crossings": gpu.crossings,
+        "uploads": gpu.uploads,
+        "operations": len(shapes[0]),
+        "repeats": shapes[0] == shapes[1],
+    }
 
 
 def offend() -> dict[str, Any]:
@@ -79,7 +86,8 @@ def offend() -> dict[str, Any]:
                 errors.append(type(error).__name__)
         x.cpu()
         torch.zeros(3).to(GPU)
-    return {"errors": errors, "crossings": gpu.crossings}
+        torch.zeros(3).to(GPU, non_blocking=True)
+    return {"errors": errors, "crossings": gpu.crossings, "uploads": gpu.uploads}
 
 
 def main() -> None:

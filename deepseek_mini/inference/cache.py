@@ -53,9 +53,10 @@ class Cache:
         self.buffers[layer].flatten(0, 1).index_copy_(0, slots_N, kept_BTW.flatten(0, 1))
 
     def rewind(self, counts: Sequence[int]) -> None:
-        """Forget each row's last tokens."""
+        """Forget each row's last tokens. Where that is as many in every row, nothing is copied."""
         self.lengths = [length - count for length, count in zip(self.lengths, counts, strict=True)]
-        self.lengths_B -= upload(counts, self.lengths_B.device)
+        same = len(set(counts)) == 1
+        self.lengths_B -= counts[0] if same else upload(counts, self.lengths_B.device)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""

@@ -20,6 +20,8 @@ class Decoder:
         self.trunk = CachedBlocks(model.blocks()[: len(model.layers)], model.config, n_rows, capacity)
         self.randoms = row_generators(sampling.seed, n_rows)
         self.newest: list[int] = []
+        self.newest_B1 = torch.zeros(n_rows, 1, dtype=torch.int64, device=model.head.weight.device)
+        """What `step` reads, always at the same address."""
 
     def start(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Read the prompts; the first new tokens of each row."""
@@ -27,14 +29,23 @@ class Decoder:
 
     def advance(self) -> list[list[int]]:
         """The next tokens of each row."""
-        rows = [[token] for token in self.newest]
-        return self._choose(self.read(rows), [1] * len(rows))
+        self.newest_B1.copy_(upload([[token] for token in self.newest], self.newest_B1.device))
+        return self._draw(self.step())
+
+    def step(self) -> Tensor:
+        """Logits `[B, V]` behind `newest_B1`: what a CUDA graph would hold. Nothing in it is the host's.
+
+        The host's own count of the cache goes up too, which a replay would have to do beside it.
+        """
+        hidden_B1D = self.trunk.extend(self.model.embed(self.newest_B1), [1] * len(self.newest_B1))
+        return self.model.head(self.model.norm(hidden_B1D[:, 0]))
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
         self.trunk.cache.keep_rows(rows)
         self.randoms = [self.randoms[row] for row in rows]
         self.newest = [self.newest[row] for row in rows]
+        self.newest_B1 = self.newest_B1[: len(rows)]
 
     def read(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Hidden states `[B, T, D]` behind new tokens; T is the longest row's number of them."""
@@ -51,7 +62,11 @@ class Decoder:
         return probabilities(self.model.head(normed).cpu(), self.sampling)
 
     def _choose(self, hidden_BTD: Tensor, counts: Sequence[int]) -> list[list[int]]:
-        probs_BV = self.distribution(self.model.norm(pick(hidden_BTD, [count - 1 for count in counts])))
+        normed_BD = self.model.norm(pick(hidden_BTD, [count - 1 for count in counts]))
+        return self._draw(self.model.head(normed_BD))
+
+    def _draw(self, logits_BV: Tensor) -> list[list[int]]:
+        probs_BV = probabilities(logits_BV.cpu(), self.sampling)
         self.newest = [draw(probs_V, random) for probs_V, random in zip(probs_BV, self.randoms, strict=True)]
         return [[token] for token in self.newest]
 

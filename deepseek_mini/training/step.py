@@ -18,6 +18,7 @@ from deepseek_mini.model.router import update_bias
 from deepseek_mini.model.transformer import Losses, Transformer
 from deepseek_mini.optim.build import set_learning_rate
 from deepseek_mini.optim.schedule import StepPlan
+from deepseek_mini.precision.casts import holding_casts
 from deepseek_mini.precision.convert import holding_weights
 from deepseek_mini.training.guards import guard_update
 
@@ -64,13 +65,14 @@ def train_step(
     counts = count_targets(batch, model.config.mtp.depth)
     model.zero_grad(set_to_none=True)
     totals = None
-    with holding_weights(model):
+    with holding_weights(model), holding_casts(model, autocast):
         for micro in batch.split(micro_batch_size):
             micro = micro.to(model.head.weight.device)
             with autocast:
                 losses = model.losses(micro.tokens_BS, micro.documents_BS, document_mask)
             objective(losses, counts, plan, model.config).backward()
             totals = accumulate(totals, losses)
+            del losses  # whose graph has the casts
     assert totals is not None
     loss = objective(totals, counts, plan, model.config)
     grad_norm = clip_grad_norm_(model.parameters(), clip_norm)

@@ -45,7 +45,7 @@ from deepseek_mini.training.report import (
     wall_seconds,
 )
 from deepseek_mini.training.resume import find_checkpoint
-from deepseek_mini.training.setup import keep_freed_memory, make_deterministic
+from deepseek_mini.training.setup import check_grouped_products, keep_freed_memory, make_deterministic
 from deepseek_mini.training.step import train_step
 from deepseek_mini.training.unread import Figures, Unread
 
@@ -74,6 +74,7 @@ def run(config: Config, run_dir: Path, overrides: list[str]) -> int:
         check_trackers(config.logger)
         check_source(config.data)
         precision = choose_backend(config.precision, device, announce)
+        check_grouped_products(config.model, precision.format, device, announce)
         run_files.claim(run_dir, config, overrides)
     importlib.import_module("torch._dynamo")  # as torch.optim does later: the ledger has it among the imports
     with Meter(run_dir / run_files.LEDGER, device_name(device)) as meter:

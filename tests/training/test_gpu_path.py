@@ -37,6 +37,7 @@ def test_reading_a_number_a_shape_that_hangs_on_numbers_or_a_copy_is_noticed(cas
         "DataDependentOutputException",
     ]
     assert len(cases["offend"]["crossings"]) == 2
+    assert len(cases["offend"]["uploads"]) == 1
 
 
 @pytest.mark.parametrize("case", ["adamw", "muon"])
@@ -46,8 +47,17 @@ def test_a_training_step_never_waits_for_the_gpu(case: str, cases) -> None:
     assert cases[case]["grouped"] == layers * micro_batches * products
 
 
-def test_decoding_a_token_never_waits_for_the_gpu_and_repeats_its_shapes(cases) -> None:
-    assert cases["decode"]["crossings"] == []
+@pytest.mark.parametrize("case", ["adamw", "muon"])
+def test_a_training_step_casts_each_weight_once(case: str, cases) -> None:
+    for name, n_casts in cases[case]["casts"].items():
+        kept = name.endswith(("norm.weight", "gate.weight", "embed.weight"))
+        assert n_casts == (0 if kept else 1), name
+
+
+def test_decoding_a_token_never_waits_for_the_gpu_takes_nothing_from_the_host_and_repeats_its_shapes(
+    cases,
+) -> None:
+    assert cases["decode"]["crossings"] == cases["decode"]["uploads"] == []
     assert cases["decode"]["operations"] > 100
     assert cases["decode"]["repeats"]
 
