@@ -10,10 +10,12 @@ A run passes if its last held-out loss, in nats per token, is at most --loss.
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -42,6 +44,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--loss", type=float, required=True, metavar="NATS", help="what has to be reached")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args(argv)
+    if not math.isfinite(arguments.loss):
+        parser.error(f"--loss={arguments.loss} must be a finite number")
     return exit_code(lambda: tell(arguments))
 
 
@@ -66,14 +70,31 @@ def find_runs(paths: list[Path]) -> list[Path]:
 
 
 def read_time(run: Path, loss: float) -> Time:
-    """What the ledger and the summary of a run say of its way to a loss."""
-    rows = [row for row in read_ledger(run / run_files.LEDGER) if row["event"] != "start"]
-    initialisation = sum(row["seconds"] for row in rows if row["phase"] == "startup")
-    training = sum(row["seconds"] for row in rows if row["phase"] in TRAINING)
+    """What the ledger and the summary of a run say of its way to a loss.
+
+    Raises ValueError naming the file that is missing, damaged, or tells of no training.
+    """
+    path = run / run_files.LEDGER
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; without it a run does not tell its seconds")
+    rows = [row for row in read_ledger(path) if row.get("event") != "start"]
+    for row in rows:
+        if not _is_finite(row.get("seconds")):
+            raise ValueError(f"{path}: seconds is {row.get('seconds')!r}, not a number; remove that line")
+    initialisation = sum(row["seconds"] for row in rows if row.get("phase") == "startup")
+    training = sum(row["seconds"] for row in rows if row.get("phase") in TRAINING)
+    if not training:
+        raise ValueError(f"{path}: no second of training is in it; give a run that has trained")
     reached = (run_files.read_summary(run) or {}).get("final_val_loss")
     if reached is None:
         raise ValueError(f"{run}: its summary has no held-out loss; let it evaluate (trainer.eval_every)")
+    if not _is_finite(reached):
+        raise ValueError(f"{run / run_files.SUMMARY}: final_val_loss is {reached!r}, not a finite number")
     return Time(run.name, reached, initialisation, training, initialisation + training, reached <= loss)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def summarise(times: list[Time]) -> dict[str, float | int]:

@@ -1,4 +1,5 @@
 import importlib
+import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -8,6 +9,7 @@ import torch
 
 from deepseek_mini.compose import load_config
 from deepseek_mini.config import Device, Format
+from deepseek_mini.cost import hardware
 from deepseek_mini.cost.hardware import Peak
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -16,6 +18,7 @@ SHAPE = [
     *("model.vocab_size=300", "model.q_lora_rank=8", "model.kv_lora_rank=8"),
     *("data.tokenizer=byte", "data.sequence_length=16", "data.batch_size=2", "device=cpu"),
 ]
+IN_HIGH_PRECISION = ("training", "moe_layer", "scaling", "generation")
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +61,10 @@ def test_json_of_training_compares_speed_mfu_and_memory_with_the_peer(
     assert best["peer"] == max(row["peer"] for row in speeds)
     machine = {row["name"]: row["ours"] for row in results if row["name"].startswith("machine")}
     assert machine["machine_matmul_fp32"] > machine["machine_memory"] > 1e8
+    units = {row["unit"] for row in fp32 if row["name"].endswith("_mfu")}
+    (source,) = (row["unit"] for row in results if row["name"] == "machine_matmul_fp32")
+    peak = machine["machine_matmul_fp32"]
+    assert units == {f"of {peak:.3g} {source}"}
 
 
 @pytest.mark.parametrize(
@@ -100,6 +107,25 @@ def test_a_contender_that_failed_has_null_results(training: ModuleType) -> None:
     assert mfu.peer is None
 
 
+def test_what_a_contender_writes_to_stderr_is_shown_only_if_it_fails(
+    training: ModuleType, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ours, *_ = training._contenders(Format.fp32, torch.device(Device.cpu), compile_peers=False)
+    batches = []
+    for token in (299, 300):  # the second is none of the vocabulary
+        tokens = torch.full((2, 17), token)
+        batches.append(training.Batch(tokens, torch.zeros_like(tokens)))
+    said: list[str] = []
+    config = load_config(["model.mtp.depth=0", *SHAPE])
+    assert training._take_turns([ours], config, batches, said.append) == {ours: training.Record()}
+    *progress, failure = (text for text in said if "memory" not in text)
+    assert progress == ["fp32: step 1 of 2", "fp32: step 2 of 2"]
+    first, *_, last = failure.splitlines()
+    assert first == "deepseek_mini failed, and is left out:"
+    assert last.startswith("deepseek_mini: IndexError: ")
+    assert capfd.readouterr().err == ""
+
+
 def test_contenders_that_do_another_task_are_refused(training: ModuleType) -> None:
     ours, peer, *_ = training._contenders(Format.fp32, torch.device(Device.cpu), compile_peers=False)
     records = {ours: training.Record(losses=[5.7]), peer: training.Record(losses=[6.7])}
@@ -121,6 +147,9 @@ def test_missing_transformers_names_the_install(
         (["trainning"], "there is no benchmark trainning"),
         (["training", "model.dmi=3"], "did you mean model.dim?"),
         (["training", "model.attention=gqa"], "model.attention=mla"),
+        (["training", "model.group_score=max"], "model.group_score=top2 only"),
+        (["moe_layer", "model.group_score=max"], "model.group_score=top2 only"),
+        *((([name, "precision=fp8"], f"{name}: FP32 and BF16 only")) for name in IN_HIGH_PRECISION),
         (["training", "--rounds", "0"], "must be at least 1"),
     ],
 )
@@ -147,3 +176,39 @@ def test_compiled_contenders_are_the_peers_settings_again(training: ModuleType) 
     assert settings[len(plain) :] == settings[: len(plain)]
     assert [c.compiled for c in both] == [False] * len(plain) + [True] * len(plain)
     assert ours.experts is None
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "asked", "formats"),
+    [
+        (False, "auto", [Format.fp32]),
+        (True, "auto", [Format.fp32, Format.bf16]),
+        (False, "bf16", [Format.bf16]),
+        (True, "bf16", [Format.bf16]),
+        (True, "fp32", [Format.fp32]),
+    ],
+)
+def test_the_precision_asked_for_is_what_runs_and_each_is_announced(
+    has_bf16: bool, asked: str, formats: list[Format], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "_bf16_hardware", lambda device: (has_bf16, "the reason"))
+    said: list[str] = []
+    precisions = importlib.import_module("benchmarks.precisions").precisions
+    config = load_config([*SHAPE, f"precision={asked}"])
+    assert precisions("training", config, torch.device("cpu"), said.append) == formats
+    (line,) = said
+    assert line.startswith(f"training: {' and '.join(format.upper() for format in formats)} with precision=")
+    assert ("the reason" in line) == (asked == "auto" or not has_bf16)
+
+
+def test_one_benchmark_that_cannot_run_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = importlib.import_module("benchmark")
+    there = {name: script.BENCHMARKS[name] for name in ("scaling", "moe_layer")}
+    monkeypatch.setattr(script, "BENCHMARKS", there)
+    assert script.main([*SHAPE, "precision=fp8", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["results"] == []
+    assert "scaling is left out" in captured.err
+    assert "moe_layer is left out" in captured.err

@@ -64,6 +64,18 @@ def test_the_peak_of_work_counts_what_lives_at_once(benchmark: ModuleType) -> No
     assert benchmark.peak_of(work) == pytest.approx(4e6, rel=0.01)
 
 
+def test_another_precision_than_the_one_asked_for_is_announced(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"pair": lambda *_: (None, None), "compare_memory": lambda *_: []}.items():
+        monkeypatch.setattr(benchmark, name, value)
+    monkeypatch.setattr(benchmark, "compare_speed", lambda *_: None)
+    for asked, lines in {"bf16": ["generation: FP32 and not BF16"], "fp32": []}.items():
+        said: list[str] = []
+        benchmark.generation(load_config([*SHAPE, f"precision={asked}"]), 1, said.append)
+        assert [line[: len("generation: FP32 and not BF16")] for line in said] == lines
+
+
 @pytest.mark.parametrize(
     ("override", "answer"),
     [

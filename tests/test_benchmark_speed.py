@@ -1,6 +1,7 @@
 """scripts/benchmark.py moe_layer, data, scaling and startup, in small."""
 
 import importlib
+import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -11,8 +12,10 @@ from torch import nn
 
 from deepseek_mini.compose import load_config
 from deepseek_mini.config import Format
+from deepseek_mini.cost import hardware
+from deepseek_mini.cost.hardware import Peak
 from deepseek_mini.model.moe import MoE
-from small_run import SMALL, write_corpus
+from small_run import SMALL, merge, write_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -69,6 +72,18 @@ def test_a_layer_with_other_outputs_is_not_timed_as_a_peer(settings: list[str]) 
         moe_layer._require_same_layer(ours, {"peer": peer}, x_BTD, off)
 
 
+@pytest.mark.parametrize("experts", ["eager", "grouped_mm"])
+def test_in_bf16_the_peer_still_chooses_our_experts(experts: str, settings: list[str]) -> None:
+    moe_layer = module("moe_layer")
+    model = load_config(settings).model
+    ours = MoE(model)
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(0))
+    x_BTD = torch.randn(4, 32, model.dim, generator=torch.Generator().manual_seed(1))
+    peer = moe_layer.transformers_layer(ours, model, experts)
+    moe_layer._require_same_layer(ours, {experts: peer}, x_BTD, torch.autocast("cpu", torch.bfloat16))
+
+
 def test_a_missing_peer_is_named_with_its_install(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     moe_layer = module("moe_layer")
@@ -108,6 +123,47 @@ def test_scaling_tells_time_and_memory_beside_what_they_may_be(
     assert growth["ours"] == pytest.approx(large["ours"] / small["ours"])
     assert growth["peer"] == pytest.approx(large["peer"] / small["peer"])
     assert growth["peer"] > 2  # transformers holds the logits
+
+
+def test_training_in_fp8_is_bounded_by_the_peak_of_its_own_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, dtypes = module("data"), []
+    monkeypatch.setattr(hardware, "_bf16_hardware", lambda device: (True, "pretended"))
+    monkeypatch.setattr(data, "matmul_peak", lambda device, dtype: dtypes.append(dtype) or Peak(None, ""))
+    for precision in ("bf16", "fp8"):
+        data.most_tokens_per_second(load_config(merge(SMALL, [f"precision={precision}"])))
+    assert dtypes == [torch.bfloat16, torch.float32]  # emulated here
+
+
+def test_memory_is_told_without_a_peer_for_a_model_that_it_lacks(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaling, said = module("scaling"), []
+    for name, value in {"VOCABULARIES": (257, 300), "VOCABULARY_TOKENS": (2, 8)}.items():
+        monkeypatch.setattr(scaling, name, value)
+    config = load_config([*settings, "model.attention=gqa", "model.n_kv_heads=1"])
+    text = scaling.build_data(config.data, config.model.vocab_size, 0, said.append).train
+    rows = scaling.vocabularies(config, text, CPU, said.append)
+    assert all(row.ours > 0 and row.peer is None for row in rows)
+    assert "scaling: transformers is left out: it has no model.attention=gqa" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ([], "rows have 8 and 16 and 20000 tokens; model.max_seq_len=4096 must be at least 20000"),
+        (["model.max_seq_len=20000"], r"rows have 8 and 16 and 20000 tokens, and the training text has \d+;"),
+    ],
+)
+def test_rows_too_long_for_the_model_or_the_text_are_told_before_anything_is_timed(
+    words: list[str], answer: str, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaling = module("scaling")
+    for name, value in {"LENGTHS": (16, 20_000), "VOCABULARY_TOKENS": (4, 8)}.items():
+        monkeypatch.setattr(scaling, name, value)
+    monkeypatch.delattr(scaling, "our_training")
+    with pytest.raises(ValueError, match=answer) as caught:
+        scaling.scaling(load_config([*settings, *words]), 1, print)
+    assert "data.sequence_length" not in str(caught.value)
 
 
 def test_memory_above_the_state_is_what_a_step_needs_beside_its_gradients() -> None:

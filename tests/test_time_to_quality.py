@@ -52,6 +52,38 @@ def test_a_folder_gives_medians_over_its_finished_runs_and_how_many_pass(tmp_pat
     assert "2 of 3 runs reach 1.88 nats per token; median 1.8700 after 7.60 s" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "answer"),
+    [
+        (run_files.LEDGER, None, "no such file"),
+        (run_files.LEDGER, "", "no second of training"),
+        (run_files.LEDGER, '{"event": "beat", "phase": "step", "seconds": null}\n', "seconds is None"),
+        (run_files.SUMMARY, '{"exit_reason": "finished", "final_val_loss": "x"}', "final_val_loss is 'x'"),
+        (run_files.SUMMARY, '{"exit_reason": "finished", "final_val_loss": NaN}', "final_val_loss is nan"),
+    ],
+)
+def test_a_damaged_record_is_named_and_does_not_pass(
+    tmp_path, capsys, name: str, text: str | None, answer: str
+) -> None:
+    run = write(tmp_path / "run", 1.8, 6.0)
+    (run / name).unlink()
+    if text is not None:
+        (run / name).write_text(text)
+    assert time_to_quality.main([str(run), "--loss", "1.88"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {run / name}: ")
+    assert answer in captured.err
+    assert (captured.err.count("\n"), captured.out) == (1, "")
+
+
+@pytest.mark.parametrize("loss", ["nan", "inf", "-inf"])
+def test_a_loss_that_is_not_finite_is_refused(tmp_path, capsys, loss: str) -> None:
+    run = write(tmp_path / "run", 1.8, 6.0)
+    with pytest.raises(SystemExit, match="2"):
+        time_to_quality.main([str(run), f"--loss={loss}"])
+    assert "must be a finite number" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("fault", ["no run", "no loss"])
 def test_what_cannot_be_read_is_named(tmp_path, capsys, fault: str) -> None:
     run = tmp_path / "run"

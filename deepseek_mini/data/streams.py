@@ -22,11 +22,11 @@ def pieces(documents: list[Document]) -> Iterator[tuple[str, bool]]:
 
 def token_stream(documents: list[Document], tokenizer: Tokenizer) -> np.ndarray:
     """The documents' token ids, each document followed by EOS: uint16 [N], or uint32 for many ids."""
-    dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
     parts = list(pieces(documents))
+    end = np.array([tokenizer.eos_id], tokenizer.dtype)
     chunks = []
     for start in range(0, len(parts), GROUP_PIECES):
         texts, lasts = zip(*parts[start : start + GROUP_PIECES], strict=True)
         for ids, is_last in zip(tokenizer.encode_batch(texts), lasts, strict=True):
-            chunks.append(np.array([*ids, tokenizer.eos_id] if is_last else ids, dtype=dtype))
+            chunks += [ids, end] if is_last else [ids]
     return np.concatenate(chunks)

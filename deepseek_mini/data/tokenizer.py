@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
@@ -53,16 +54,18 @@ class Tokenizer:
         self.eos_id: int = vocabulary[eos]
         self.size: int = max(vocabulary.values()) + 1
         """Ids run from 0 to size - 1."""
+        self.dtype = np.uint16 if self.size <= 2**16 else np.uint32
+        """Of arrays of ids."""
         self._check_exact()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; special tokens never come out of text."""
         return self._core.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """As `encode`, for many texts, in parallel."""
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """As `encode`, for many texts, in parallel: arrays of `dtype`."""
         encodings = self._core.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return [np.array(encoding.ids, self.dtype) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`. Special tokens and ids that the tokenizer lacks give no text."""
@@ -105,12 +108,19 @@ class Tokenizer:
             )
 
 
+class ByteTokenizer(Tokenizer):
+    """Ids 0 to 255 are the bytes: whole corpora are encoded without the library, which looks each one up."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode(), np.uint8).astype(self.dtype) for text in texts]
+
+
 def byte_tokenizer() -> Tokenizer:
     """Ids 0 to 255 are the bytes, 256 ends a document."""
     vocabulary = {character: byte for byte, character in enumerate(_byte_alphabet())}
     core = _byte_level(models.BPE(vocab=vocabulary, merges=[]), patterns=())
     core.add_special_tokens([EOS_TOKEN])
-    return Tokenizer(core)
+    return ByteTokenizer(core)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:

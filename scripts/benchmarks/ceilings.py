@@ -1,34 +1,45 @@
-"""What the machine itself can do: matrix products in each precision, and reading and writing memory."""
+"""What the machine itself can do: matrix products in each precision, and reading and writing memory.
 
-from collections.abc import Callable
+All benchmarks count against one peak, `matmul_peak`, as the MFU of a run does. A GPU's is that of its data
+sheet; how fast large products run is timed beside it. A CPU's is measured, as the best of the products that
+fit into a fraction of a second, and told here as it was counted with.
+"""
 
 import torch
 
-from benchmarks.precisions import precisions
 from benchmarks.result import Result
 from benchmarks.timing import seconds_of
-from deepseek_mini.config import Config
-from deepseek_mini.cost.hardware import choose_device, choose_precision
+from deepseek_mini.config import Format
+from deepseek_mini.cost.hardware import Peak, choose_precision
 
-MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
+GPU_MATMUL_SIZE = 8192
 COPIED_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
 """Far more than any cache holds."""
 PEER = "the machine itself"
 
 
-def ceilings(config: Config, rounds: int, say: Callable[[str], None]) -> list[Result]:
-    """FLOP/s of a square product, and bytes read and written per second of a copy; the best of the rounds."""
-    device, _ = choose_device(config.device)
-    results = []
-    for precision in precisions(device, say):
-        dtype, _ = choose_precision(device, precision)
-        size = MATMUL_SIZE[device.type]
-        a, b = torch.randn(2, size, size, device=device).to(dtype)
-        seconds = min(seconds_of(lambda a=a, b=b: torch.mm(a, b), device) for _ in range(rounds + 1))
-        unit = f"FLOP/s, {size} x {size} products"
-        results.append(Result(f"machine_matmul_{precision}", 2 * size**3 / seconds, None, PEER, None, unit))
-    source = torch.ones(COPIED_BYTES[device.type], dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    seconds = min(seconds_of(lambda: target.copy_(source), device) for _ in range(rounds + 1))
-    bandwidth = 2 * source.nbytes / seconds
+def ceilings(device: torch.device, peaks: dict[Format, Peak], rounds: int) -> list[Result]:
+    """FLOP/s of square products, and bytes read and written per second of a copy; the best of the rounds.
+
+    `peaks` are those that were counted against.
+    """
+    results: list[Result] = []
+    for precision, peak in peaks.items():
+        rate, source = peak.flops_per_second, peak.source
+        if device.type == "cuda":
+            rate, source = _measured(device, precision, rounds)
+        results.append(Result(f"machine_matmul_{precision}", rate, None, PEER, None, f"FLOP/s ({source})"))
+    full = torch.ones(COPIED_BYTES[device.type], dtype=torch.uint8, device=device)
+    copy = torch.empty_like(full)
+    seconds = min(seconds_of(lambda: copy.copy_(full), device) for _ in range(rounds + 1))
+    bandwidth = 2 * full.nbytes / seconds
     return [*results, Result("machine_memory", bandwidth, None, PEER, None, "bytes/s read and written")]
+
+
+def _measured(device: torch.device, precision: Format, rounds: int) -> tuple[float, str]:
+    """FLOP/s of large products, and in words what they were."""
+    size = GPU_MATMUL_SIZE
+    dtype, _ = choose_precision(device, precision)
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    seconds = min(seconds_of(lambda: torch.mm(a, b), device) for _ in range(rounds + 1))
+    return 2 * size**3 / seconds, f"measured: {size}x{size} matmuls"

@@ -18,7 +18,7 @@ from benchmarks.result import Result, compared
 from benchmarks.timing import medians, seconds_of
 from deepseek_mini.config import Config
 from deepseek_mini.cost.flops import flops_per_token
-from deepseek_mini.cost.hardware import choose_device, choose_precision, matmul_peak
+from deepseek_mini.cost.hardware import choose_device, choose_precision, matmul_peak, product_dtype
 from deepseek_mini.data import Data, build_data
 from deepseek_mini.data.corpus import build_corpus
 from deepseek_mini.data.sources import Document, read_text
@@ -104,6 +104,6 @@ def most_tokens_per_second(config: Config) -> float | None:
     """What training could take if the device did nothing but its products; None if its peak is not known."""
     device, _ = choose_device(config.device)
     dtype, _ = choose_precision(device, config.precision.format)
-    peak = matmul_peak(device, dtype)
+    peak = matmul_peak(device, product_dtype(device, config.precision, dtype))
     flops = flops_per_token(config.model, config.data.sequence_length, mtp=config.model.mtp.depth > 0)
     return None if peak.flops_per_second is None else peak.flops_per_second / flops

@@ -21,10 +21,11 @@ from typing import Any
 import torch
 
 from benchmarks.memory import peak_of
+from benchmarks.precisions import refuse_fp8
 from benchmarks.result import Result, compared
 from deepseek_mini.compose import ConfigError
 from deepseek_mini.config import Config, ModelConfig, MtpConfig
-from deepseek_mini.cost.hardware import choose_device
+from deepseek_mini.cost.hardware import choose_device, choose_precision
 from deepseek_mini.inference.generate import Generation
 from deepseek_mini.inference.sampling import Sampling
 from deepseek_mini.interop.export import Encoding, export_run
@@ -46,7 +47,10 @@ def generation(config: Config, rounds: int, say: Callable[[str], None]) -> list[
     """Tokens per second of decoding, and memory. Raises ConfigError for what the user can mend."""
     if importlib.util.find_spec("transformers") is None:
         raise ConfigError("the peer is missing; install it with: pip install 'deepseek-mini[hf]'")
+    refuse_fp8("generation", config)
     device, _ = choose_device(config.device)
+    if choose_precision(device, config.precision.format)[0] is not torch.float32:
+        say(f"generation: FP32 and not BF16, whatever precision={config.precision.format} says")
     room = CONTEXT + DECODED
     if config.model.max_seq_len < room:
         raise ConfigError(f"model.max_seq_len={config.model.max_seq_len} must be at least {room} here")

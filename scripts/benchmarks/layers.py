@@ -30,11 +30,12 @@ from typing import Any
 import torch
 
 from benchmarks.layer_pieces import WORKS, Passes, Piece, Share, build_pieces
+from benchmarks.precisions import arithmetic, one_precision
 from benchmarks.result import Result, compared
 from benchmarks.timing import take_turns
 from deepseek_mini.compose import ConfigError, group_options, load_config
-from deepseek_mini.config import Config, Format, ModelConfig
-from deepseek_mini.cost.hardware import choose_device, choose_precision, device_name, matmul_peak
+from deepseek_mini.config import Config, ModelConfig
+from deepseek_mini.cost.hardware import choose_device, device_name, matmul_peak
 from deepseek_mini.cost.layer_profile import PARTS, REFERENCE, read_layer_profile
 from deepseek_mini.cost.shape import Shape, shape_of
 from deepseek_mini.cost.tables import number, read_table
@@ -52,17 +53,15 @@ def layers(config: Config, rounds: int, say: Callable[[str], None], path: Path |
     """
     model = shipped_name(config.model)
     shape = shape_of(config.model)
-    if config.precision.format is Format.fp8:
-        raise ConfigError("layers: FP32 and BF16 only; `benchmark.py kernels` times the products of FP8")
     if not shape.n_moe_layers:
         raise ConfigError(f"layers: {model} has no MoE layer; choose another model with --shape")
+    device, _ = choose_device(config.device)
+    dtype = one_precision("layers", config, device, say)
     path = path or Path("runs", f"layers_{model}.json")
     try:
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--profile {path}: {error.strerror}; choose another file") from error
-    device, _ = choose_device(config.device)
-    dtype, _ = choose_precision(device, config.precision.format)
     share = choose_share(model, config, device)
     asked = _asked_tokens(config)
     if share.tokens < asked:
@@ -194,12 +193,12 @@ def _describe(
 ) -> dict[str, Any]:
     """All of the profile but what was timed."""
     name = device_name(device)
-    arithmetic = "BF16" if dtype is torch.bfloat16 else "FP32"
+    kind = arithmetic(dtype)
     tokens = f"{share.tokens:,} tokens"
-    label = f"measured on {name} with deepseek_mini, {arithmetic}, {tokens}, without communication"
+    label = f"measured on {name} with deepseek_mini, {kind}, {tokens}, without communication"
     if device.type == "cpu":
         cut = f" of {asked:,}" if share.tokens < asked else ""
-        label = f"measured on a CPU, {share.tokens:,}{cut} tokens, {arithmetic}: no evidence for a GPU"
+        label = f"measured on a CPU, {share.tokens:,}{cut} tokens, {kind}: no evidence for a GPU"
     return {
         "format": 1,
         "name": f"{model} on {name}",
@@ -207,7 +206,7 @@ def _describe(
         "label": label,
         "device": name,
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
-        "precision": f"{arithmetic} weights, activations and products; gate and softmax in FP32",
+        "precision": f"{kind} weights, activations and products; gate and softmax in FP32",
         "model": model,
         "tokens": share.tokens,
         "tokens_of_a_micro_batch": asked,

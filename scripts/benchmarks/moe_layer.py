@@ -5,8 +5,9 @@ All layers are in this process, which keeps freed memory for all of them, and ta
 timed their outputs are compared with ours. The backward pass gives the gradients of the input and of all
 parameters, from the layer's output; the balance loss that our layer computes is not propagated.
 
-torchtitan computes its experts in BF16 whatever it is given. A CPU without BF16 instructions is slow at that,
-so there it is also timed with its experts in FP32.
+All gates are in FP32: autocast would round transformers' scores to BF16, in which many are equal, and it
+would choose other experts. torchtitan computes its experts in BF16 whatever it is given. A CPU without BF16
+instructions is slow at that, so there it is also timed with its experts in FP32.
 """
 
 import functools
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.peers import peer_config
+from benchmarks.peers import peer_config, require_routing_of_peers
 from benchmarks.precisions import precisions
 from benchmarks.result import Result, compared
 from benchmarks.timing import medians
@@ -39,13 +40,15 @@ Layer = Callable[[Tensor], Tensor]
 
 
 def moe_layer(config: Config, rounds: int, say: Callable[[str], None]) -> list[Result]:
-    """Milliseconds of a forward and backward pass. Raises ConfigError for a model without experts."""
+    """Milliseconds of a forward and backward pass. Raises ConfigError for what the user can mend."""
     model = config.model
     if model.n_dense_layers == model.n_layers:
         raise ConfigError("moe_layer: the model has no MoE layer; lower model.n_dense_layers")
     if model.score_func is not ScoreFunction.sigmoid or not model.n_shared_experts:
         raise ConfigError("the peers have model.score_func=sigmoid and a shared expert only; set these")
+    require_routing_of_peers(model)
     device, _ = choose_device(config.device)
+    formats = precisions("moe_layer", config, device, say)
     keep_freed_memory()
     torch.manual_seed(config.seed)
     ours = MoE(model).to(device)
@@ -54,7 +57,7 @@ def moe_layer(config: Config, rounds: int, say: Callable[[str], None]) -> list[R
     shape = (config.data.batch_size, config.data.sequence_length, model.dim)
     x_BTD = torch.randn(shape, device=device, requires_grad=True)
     results = []
-    for precision in precisions(device, say):
+    for precision in formats:
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision is Format.bf16)
         peers = build_peers(ours, model, precision, say)
         _require_same_layer(ours, peers, x_BTD, autocast)
@@ -115,6 +118,7 @@ def transformers_layer(ours: MoE, model: ModelConfig, experts: str) -> nn.Module
         "shared_experts.down_proj.weight": weights["shared_experts.w2.weight"],
         "shared_experts.up_proj.weight": weights["shared_experts.w3.weight"],
     }
+    keep_out_of_autocast(layer.gate)
     return _with_weights(layer, theirs)
 
 
@@ -157,6 +161,17 @@ def torchtitan_layer(ours: MoE, model: ModelConfig) -> nn.Module:
         **{f"shared_experts.{n}.weight": weights[f"shared_experts.{n}.weight"] for n in ("w1", "w2", "w3")},
     }
     return _with_weights(layer, theirs)
+
+
+def keep_out_of_autocast(module: nn.Module) -> None:
+    """Make a module compute in its own precision under autocast too."""
+    own_forward = module.forward
+
+    def forward(x: Tensor) -> object:
+        with torch.autocast(x.device.type, enabled=False):
+            return own_forward(x)
+
+    module.forward = forward
 
 
 def compute_experts_in_own_precision(layer: nn.Module) -> None:

@@ -4,8 +4,15 @@ from typing import Any
 
 from torch import nn
 
-from deepseek_mini.config import ModelConfig
+from deepseek_mini.compose import ConfigError
+from deepseek_mini.config import GroupScore, ModelConfig
 from deepseek_mini.model.transformer import build_on_meta
+
+
+def require_routing_of_peers(config: ModelConfig) -> None:
+    """Raises ConfigError for the choice of groups that neither torchtitan nor transformers has."""
+    if config.group_score is not GroupScore.top2 and config.n_expert_groups > 1:
+        raise ConfigError("the peers have model.group_score=top2 only; set it, or model.n_expert_groups=1")
 
 
 def peer_config(config: ModelConfig) -> Any:

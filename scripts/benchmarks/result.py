@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 class Unavailable(ValueError):
-    """A benchmark that this machine cannot run."""
+    """A benchmark that cannot run on this machine, or not with these settings."""
 
 
 @dataclass(frozen=True, slots=True)

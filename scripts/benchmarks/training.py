@@ -1,21 +1,24 @@
 """The training step against transformers' DeepseekV3ForCausalLM: same shape, same text, same AdamW.
 
-Each contender is a process of its own, which tells its peak memory. They take turns, a step each, so that
-whatever else the machine does falls on all alike; speeds are medians over the rounds. Memory is told twice:
-of the process, and, by torch's own account of one more step, what its peak lies above weights, gradients and
-optimizer state.
+Each contender is a process of its own, which tells its peak memory; its stderr is shown only if it fails.
+They take turns, a step each, so that whatever else the machine does falls on all alike; speeds are medians
+over the rounds. Memory is told twice: of the process, and, by torch's own account of one more step, what its
+peak lies above weights, gradients and optimizer state.
 """
 
 import importlib.metadata
 import importlib.util
 import multiprocessing
+import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +26,7 @@ from torch import nn
 
 from benchmarks.ceilings import ceilings
 from benchmarks.memory import peak_above_state
-from benchmarks.peers import peer_model
+from benchmarks.peers import peer_model, require_routing_of_peers
 from benchmarks.precisions import precisions
 from benchmarks.result import Result, compared
 from deepseek_mini.compose import ConfigError
@@ -86,28 +89,32 @@ def training(
         raise ConfigError("the peer is missing; install it with: pip install 'deepseek-mini[hf]'")
     if config.model.attention is not Attention.mla or config.model.score_func is not ScoreFunction.sigmoid:
         raise ConfigError("the peer has model.attention=mla and model.score_func=sigmoid only; set these")
+    require_routing_of_peers(config.model)
+    device, _ = choose_device(config.device)
+    formats = precisions("training", config, device, say)
     if config.model.mtp.depth:
         say("model.mtp.depth=0 here: the peer does not train MTP")
         config.model.mtp.depth = 0
     if config.optimizer.name is not Optimizer.adamw:
         say("optimizer.name=adamw here, as the peer has it")
         config.optimizer.name = Optimizer.adamw
-    device, _ = choose_device(config.device)
     size = config.data.batch_size
     train = build_data(config.data, config.model.vocab_size, config.seed, say).train
     batches = [train.batch(i * size, size) for i in range(WARMUP_STEPS + rounds)]
     results, fastest = [], []
-    for precision in precisions(device, say):
+    peaks: dict[Format, Peak] = {}
+    for precision in formats:
         dtype, _ = choose_precision(device, precision)
         ours, *peers = _contenders(precision, device, compile_peers)
         before = matmul_peak(device, dtype)
         records = _take_turns([ours, *peers], config, batches, say)
         _require_same_task(records, ours)
         peak = max(before, matmul_peak(device, dtype), key=lambda peak: peak.flops_per_second or 0)
+        peaks[precision] = peak
         for peer in peers:
             results += _compare(precision, records[ours], records[peer], peer.name, config, peak)
         fastest.append((records[ours], [records[peer] for peer in peers]))
-    return [*results, _best(fastest, config), *ceilings(config, rounds, say)]
+    return [*results, _best(fastest, config), *ceilings(device, peaks, rounds)]
 
 
 def _contenders(precision: Format, device: torch.device, compile_peers: bool) -> list[Contender]:
@@ -134,13 +141,32 @@ def _take_turns(
     contenders: list[Contender], config: Config, batches: list[Batch], say: Callable[[str], None]
 ) -> dict[Contender, Record]:
     """Train all contenders on all batches, a step each in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        logs = {contender: Path(folder, str(number)) for number, contender in enumerate(contenders)}
+        return _converse(_start(logs, config), logs, batches, say)
+
+
+def _start(logs: dict[Contender, Path], config: Config) -> dict[Contender, Connection]:
+    """A process for each contender, which writes its stderr to its log; the near ends of their pipes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     pipes: dict[Contender, Connection] = {}
-    for contender in contenders:
+    for contender, log in logs.items():
+        log.touch()
         pipes[contender], far_end = context.Pipe()
-        context.Process(target=work, args=(far_end, contender, config), daemon=True).start()
+        context.Process(target=work, args=(far_end, contender, config, log), daemon=True).start()
         far_end.close()
+    return pipes
+
+
+def _converse(
+    pipes: dict[Contender, Connection],
+    logs: dict[Contender, Path],
+    batches: list[Batch],
+    say: Callable[[str], None],
+) -> dict[Contender, Record]:
+    """Send each batch to all contenders in turn; the log of one that fails is shown."""
+    contenders = list(pipes)
     records = {contender: Record() for contender in contenders}
     for number, batch in enumerate([*batches, batches[-1]], start=1):
         for_memory = number > len(batches)
@@ -150,7 +176,8 @@ def _take_turns(
                 pipe.send((batch.tokens_BS.numpy(), batch.documents_BS.numpy(), for_memory))
                 seconds, loss, peak_bytes, bytes_above_state = pipe.recv()
             except (EOFError, ConnectionError):
-                say(f"{contender.name} failed, and is left out")
+                said = logs[contender].read_text(errors="replace").strip()
+                say(f"{contender.name} failed, and is left out:\n{said}")
                 records[contender] = Record()
                 pipes.pop(contender).close()
                 continue
@@ -166,11 +193,13 @@ def _take_turns(
     return records
 
 
-def work(pipe: Connection, contender: Contender, config: Config) -> None:
+def work(pipe: Connection, contender: Contender, config: Config, log: Path) -> None:
     """A contender's process: for each batch, train on it and report seconds, loss and peak memory.
 
     Where the step is for memory's account, its seconds mean nothing.
     """
+    with log.open("w") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
     device, _ = choose_device(config.device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=contender.precision is Format.bf16)
     if contender.keeps_memory:

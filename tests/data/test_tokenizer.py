@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given
@@ -46,7 +47,8 @@ def test_text_comes_back_exactly(tokenizer: Tokenizer, text: str) -> None:
 @pytest.mark.parametrize("text", ODD_TEXTS)
 def test_odd_text_comes_back_exactly(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.encode_batch([text, "x"]) == [tokenizer.encode(text), tokenizer.encode("x")]
+    batch = [ids.tolist() for ids in tokenizer.encode_batch([text, "x"])]
+    assert batch == [tokenizer.encode(text), tokenizer.encode("x")]
 
 
 def test_text_that_spells_a_special_token_stays_text() -> None:
@@ -59,6 +61,19 @@ def test_byte_ids_are_the_bytes() -> None:
     assert BYTES.encode(text) == list(text.encode())
     assert (BYTES.size, BYTES.eos_id) == (257, 256)
     assert BYTES.token_bytes() == [1] * 256 + [0]
+
+
+def test_many_texts_become_the_librarys_ids_of_bytes_without_the_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    characters = (*range(0x800), *range(0x800, 0xD800, 61), *range(0xE000, 0x110000, 4093), 0x10FFFF)
+    texts = ["".join(map(chr, characters)), *ODD_TEXTS, *TEXTS]
+    expected = [BYTES.encode(text) for text in texts]
+    assert {token for ids in expected for token in ids} == {*range(0xC0), *range(0xC2, 0xF5)}
+    monkeypatch.delattr(BYTES, "_core")
+    batch = BYTES.encode_batch(texts)
+    assert [ids.tolist() for ids in batch] == expected
+    assert {ids.dtype for ids in batch} == {np.dtype(np.uint16)}
 
 
 def test_bpe_fills_the_vocabulary_and_compresses() -> None:
@@ -109,7 +124,7 @@ def test_padding_truncation_and_other_eos_names_of_a_file_are_dealt_with(tmp_pat
     core.save(str(tmp_path / "tokenizer.json"))
     loaded = load_tokenizer(tmp_path / "tokenizer.json")
     assert loaded.encode("six ch") == list(b"six ch")
-    assert loaded.encode_batch(["a", "six ch"]) == [list(b"a"), list(b"six ch")]
+    assert [ids.tolist() for ids in loaded.encode_batch(["a", "six ch"])] == [list(b"a"), list(b"six ch")]
     assert loaded.eos_id == 256
 
 
