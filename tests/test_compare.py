@@ -12,6 +12,7 @@ from script_modules import ROOT, load_script
 
 compare = load_script("compare")
 MHA = "model.attention=mha"
+MLA = "model.attention=mla"
 SHAPE = ("model.n_heads=4", "model.n_expert_groups=4", "trainer.max_steps=40")
 
 
@@ -334,9 +335,25 @@ def test_a_page_has_question_commands_pictures_and_provenance(tmp_path, capsys):
 
 
 def test_runs_that_no_one_command_makes_have_none(tmp_path, capsys):
-    runs = [write_run(tmp_path / "a", seed=0), write_run(tmp_path / "b", MHA, seed=1)]
+    runs = [write_run(tmp_path / "a", MLA, seed=0), write_run(tmp_path / "b", MHA, seed=1)]
     compare_json(capsys, *runs, "--out", tmp_path / "out")
     assert "train.py" not in (tmp_path / "out/comparison.md").read_text()
+
+
+def test_runs_of_several_experiments_have_a_command_each_and_the_first_ones_question(tmp_path, capsys):
+    gap = [
+        write_run(
+            tmp_path / f"{precision}-{seed}", "experiment=fp8_loss_gap", f"precision={precision}", seed=seed
+        )
+        for precision in ("auto", "fp8")
+        for seed in range(3)
+    ]
+    floor = write_run(tmp_path / "floor", "experiment=fp8_floor")
+    compare_json(capsys, *gap, floor, "--out", tmp_path / "out")
+    text = (tmp_path / "out/comparison.md").read_text()
+    assert text.startswith("# How far does FP8 move the training loss?")
+    assert "    python train.py -m experiment=fp8_loss_gap\n" in text
+    assert "    python train.py experiment=fp8_floor seed=0\n" in text
 
 
 def test_other_figures_that_differ_are_named(tmp_path, capsys):

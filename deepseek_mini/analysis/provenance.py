@@ -8,8 +8,8 @@ from deepseek_mini.compose import ConfigError, compose, config_dir
 
 
 def question(runs: list[Run]) -> tuple[str, str]:
-    """The experiment's question and its remarks, from the head of its file; a plain title without one."""
-    name = _experiment(runs)
+    """The question and remarks of the first run's experiment, from the head of its file; or a plain title."""
+    name = runs[0].overrides.get("experiment")
     path = config_dir() / "experiment" / f"{name}.yaml"
     if name is None or not path.is_file():
         return "Comparison", ""
@@ -18,16 +18,25 @@ def question(runs: list[Run]) -> tuple[str, str]:
     return first, " ".join(rest)
 
 
-def training_command(runs: list[Run]) -> str | None:
-    """The one command that makes exactly these runs; None if there is none."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.overrides))
-    if not keys or any(list(run.overrides) != keys for run in runs):
+def training_commands(runs: list[Run]) -> list[str]:
+    """Commands that make exactly these runs, one per experiment and set of keys; none if one is missing."""
+    parts: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        parts.setdefault((run.overrides.get("experiment", ""), *run.overrides), []).append(run)
+    commands = [_training_command(part) for part in parts.values()]
+    return [command for command in commands if command] if all(commands) else []
+
+
+def _training_command(runs: list[Run]) -> str | None:
+    """The command that makes exactly these runs of one experiment and set of keys; None without one."""
+    experiment, keys = runs[0].overrides.get("experiment"), list(runs[0].overrides)
+    if not keys:
         return None
     values = {key: list(dict.fromkeys(run.overrides[key] for run in runs)) for key in keys}
     made = {tuple(run.overrides.values()) for run in runs}
     if made != set(itertools.product(*values.values())):
         return None
-    swept = _swept(_experiment(runs))
+    swept = _swept(experiment)
     words = [f"{key}={','.join(found)}" for key, found in values.items() if set(found) != swept.get(key)]
     several = any(len(found) > 1 for found in values.values())
     return shlex.join(["python", "train.py", *(["-m"] if several else []), *words])
@@ -55,12 +64,6 @@ def facts(runs: list[Run]) -> list[str]:
             f"{seconds[-1]:.0f} seconds each."
         )
     return lines
-
-
-def _experiment(runs: list[Run]) -> str | None:
-    """The experiment that all runs belong to."""
-    names = {run.overrides.get("experiment") for run in runs}
-    return names.pop() if len(names) == 1 else None
 
 
 def _swept(experiment: str | None) -> dict[str, set[str]]:

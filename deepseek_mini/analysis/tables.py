@@ -161,7 +161,7 @@ def _of_fits(result: dict[str, Any]) -> list[str]:
 def markdown(result: dict[str, Any], runs: list[Run], notes: Sequence[str] = ()) -> str:
     """All of it as a page: question, commands, verdicts, tables, pictures and provenance."""
     title, remarks = provenance.question(runs)
-    commands = [provenance.training_command(runs), result.get("command")]
+    commands = [*provenance.training_commands(runs), result.get("command")]
     known = [f"    {command}" for command in commands if command]
     others = other_differences(result)
     chance = [_of_others(result)] if others else []
