@@ -108,7 +108,7 @@ def summarise(times: list[Time]) -> dict[str, float | int]:
 def print_table(times: list[Time], loss: float, report: dict[str, float | int]) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("run", "loss", "initialisation", "training", "seconds"):
-        table.add_column(column, justify="left" if column == "run" else "right")
+        table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
     for time in times:
         parts = (time.initialisation_seconds, time.training_seconds, time.seconds)
         table.add_row(time.run, f"{time.loss:.4f}", *(f"{seconds:.2f}" for seconds in parts))
