@@ -57,16 +57,16 @@ class Decoder:
         padded = [[*row, *[0] * (length - len(row))] for row in rows]
         return self.model.embed(upload(padded, self.model.head.weight.device))
 
-    def distribution(self, normed: Tensor) -> Tensor:
-        """What to draw the next token from after normed hidden states `[..., D]`: `[..., V]`, on the CPU."""
-        return probabilities(self.model.head(normed).cpu(), self.sampling)
+    def distribution(self, logits: Tensor) -> Tensor:
+        """What to draw the next token from: probabilities `[..., V]` on the CPU."""
+        return probabilities(logits.cpu(), self.sampling)
 
     def _choose(self, hidden_BTD: Tensor, counts: Sequence[int]) -> list[list[int]]:
         normed_BD = self.model.norm(pick(hidden_BTD, [count - 1 for count in counts]))
         return self._draw(self.model.head(normed_BD))
 
     def _draw(self, logits_BV: Tensor) -> list[list[int]]:
-        probs_BV = probabilities(logits_BV.cpu(), self.sampling)
+        probs_BV = self.distribution(logits_BV)
         self.newest = [draw(probs_V, random) for probs_V, random in zip(probs_BV, self.randoms, strict=True)]
         return [[token] for token in self.newest]
 

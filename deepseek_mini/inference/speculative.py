@@ -48,7 +48,7 @@ class SpeculativeDecoder(Decoder):
     def advance(self) -> list[list[int]]:
         rows = [[newest, *drafts] for newest, drafts in zip(self.newest, self.drafts, strict=True)]
         hidden_BXD = self.read(rows)
-        p_BXV = self.distribution(self.model.norm(hidden_BXD))
+        p_BXV = self.distribution(self.model.head(self.model.norm(hidden_BXD)))
         new = [
             accept(drafts, q_KV, p_XV, random)
             for drafts, q_KV, p_XV, random in zip(self.drafts, self.q_BKV, p_BXV, self.randoms, strict=True)
@@ -103,7 +103,8 @@ class Drafter:
             hidden_BTD = blocks.extend(module.combine(self.decoder.embed(known), hidden_BTD), counts)
             blocks.cache.rewind([depth - 1] * len(known))
             carried.append(pick(hidden_BTD, [count - depth for count in counts]))
-            q_BV = self.decoder.distribution(module.norm(pick(hidden_BTD, [count - 1 for count in counts])))
+            normed_BD = module.norm(pick(hidden_BTD, [count - 1 for count in counts]))
+            q_BV = self.decoder.distribution(self.decoder.model.head(normed_BD))
             for row, draft, q_V, random in zip(known, drafts, q_BV, self.decoder.randoms, strict=True):
                 draft.append(draw(q_V, random))
                 row.append(draft[-1])
