@@ -15,14 +15,13 @@ import statistics
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from deepseek_mini import run_files
-from deepseek_mini.cost.meter import read_ledger
+from deepseek_mini.cost.run_evidence import is_number, read_checked_ledger
 from deepseek_mini.ending import exit_code
 
 TRAINING = ("step", "data_wait", "compile")
@@ -75,26 +74,17 @@ def read_time(run: Path, loss: float) -> Time:
     Raises ValueError naming the file that is missing, damaged, or tells of no training.
     """
     path = run / run_files.LEDGER
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; without it a run does not tell its seconds")
-    rows = [row for row in read_ledger(path) if row.get("event") != "start"]
-    for row in rows:
-        if not _is_finite(row.get("seconds")):
-            raise ValueError(f"{path}: seconds is {row.get('seconds')!r}, not a number; remove that line")
-    initialisation = sum(row["seconds"] for row in rows if row.get("phase") == "startup")
-    training = sum(row["seconds"] for row in rows if row.get("phase") in TRAINING)
+    rows = [row for row in read_checked_ledger(path) if row["event"] != "start"]
+    initialisation = sum(row["seconds"] for row in rows if row["phase"] == "startup")
+    training = sum(row["seconds"] for row in rows if row["phase"] in TRAINING)
     if not training:
         raise ValueError(f"{path}: no second of training is in it; give a run that has trained")
     reached = (run_files.read_summary(run) or {}).get("final_val_loss")
     if reached is None:
         raise ValueError(f"{run}: its summary has no held-out loss; let it evaluate (trainer.eval_every)")
-    if not _is_finite(reached):
+    if not is_number(reached):
         raise ValueError(f"{run / run_files.SUMMARY}: final_val_loss is {reached!r}, not a finite number")
     return Time(run.name, reached, initialisation, training, initialisation + training, reached <= loss)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def summarise(times: list[Time]) -> dict[str, float | int]:

@@ -10,6 +10,7 @@ from deepseek_mini import run_files
 from script_modules import load_script
 
 time_to_quality = load_script("time_to_quality")
+ROW = {"attempt": 1, "devices": 1, "device": "CPU", "steps": 0, "tokens": 0, "model_flops": 0.0}
 
 
 def write(run: Path, loss: float | None, training: float, reason: str = "finished") -> Path:
@@ -19,7 +20,7 @@ def write(run: Path, loss: float | None, training: float, reason: str = "finishe
         *(("beat", "step", training - 1), ("beat", "step", 1.0), ("beat", "evaluate", 2.0)),
         *(("beat", "checkpoint", 3.0), ("end", "step", 0.0)),
     )
-    rows = [{"attempt": 1, "event": e, "phase": p, "seconds": s, "steps": 0} for e, p, s in phases]
+    rows = [ROW | {"event": e, "phase": p, "seconds": s} for e, p, s in phases]
     run.mkdir(parents=True)
     (run / run_files.LEDGER).write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run / run_files.SUMMARY).write_text(json.dumps({"exit_reason": reason, "final_val_loss": loss}))
@@ -57,7 +58,11 @@ def test_a_folder_gives_medians_over_its_finished_runs_and_how_many_pass(tmp_pat
     [
         (run_files.LEDGER, None, "no such file"),
         (run_files.LEDGER, "", "no second of training"),
-        (run_files.LEDGER, '{"event": "beat", "phase": "step", "seconds": null}\n', "seconds is None"),
+        (
+            run_files.LEDGER,
+            json.dumps(ROW | {"event": "beat", "phase": "step", "seconds": None}) + "\n",
+            "seconds is None",
+        ),
         (run_files.SUMMARY, '{"exit_reason": "finished", "final_val_loss": "x"}', "final_val_loss is 'x'"),
         (run_files.SUMMARY, '{"exit_reason": "finished", "final_val_loss": NaN}', "final_val_loss is nan"),
     ],

@@ -62,11 +62,7 @@ def read_run(run_dir: Path) -> RunEvidence:
     """Raises ValueError naming the file that is missing, damaged, or holds too few steps for a median."""
     config = run_files.read_config(run_dir)
     path = run_dir / run_files.LEDGER
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; give the directory of a run that has trained")
-    rows = read_ledger(path)
-    for line, row in enumerate(rows, start=1):
-        _check(path, line, row)
+    rows = read_checked_ledger(path)
     first = [row for row in rows if row["event"] != "redo"]
     tokens = sum(row["tokens"] for row in first)
     if not tokens or not device_seconds(rows):
@@ -95,10 +91,20 @@ def read_run(run_dir: Path) -> RunEvidence:
     )
 
 
+def read_checked_ledger(path: Path) -> list[dict[str, Any]]:
+    """Rows with all that our ledgers have. Raises ValueError naming a missing file or a damaged line."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give the directory of a run that has trained")
+    rows = read_ledger(path)
+    for line, row in enumerate(rows, start=1):
+        _check(path, line, row)
+    return rows
+
+
 def _check(path: Path, line: int, row: dict[str, Any]) -> None:
     """Raises ValueError naming the line of the ledger that is not one of ours."""
     for name in ("attempt", "devices", "seconds", "steps", "tokens", "model_flops"):
-        if not _is_number(row.get(name)):
+        if not is_number(row.get(name)):
             raise ValueError(
                 f"{path}: line {line}: {name} is {row.get(name)!r}, not a number; remove that line"
             )
@@ -110,12 +116,12 @@ def _logged(run_dir: Path, name: str) -> list[float]:
     """What the steps logged under a name, in order; steps without it are passed over."""
     values = [row[name] for row in run_files.read_metrics(run_dir) if row.get(name) is not None]
     for value in values:
-        if not _is_number(value) or not value:
+        if not is_number(value) or not value:
             raise ValueError(f"{run_dir / run_files.METRICS}: {name} is {value!r}; remove that line")
     return values
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """Whether it is finite and not negative."""
     return isinstance(value, int | float) and 0 <= value < math.inf
 
